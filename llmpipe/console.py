@@ -1,0 +1,190 @@
+"""All that llmpipe prints: data to stdout, everything else to stderr.
+
+Colour only where a terminal wants it (rich reads NO_COLOR and TERM); text of models and files is never read as
+markup, and its control characters are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from llmpipe.errors import LlmpipeError
+
+SPARKS = "▁▂▃▄▅▆▇█"
+ACTION_STYLES = {"skip": "dim", "wait": "dim", "resume": "cyan", "run": "green", "rerun": "yellow"}
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
+
+
+def clean(text: str) -> str:
+    """Drop control characters (terminal escapes) from text that a model or a file wrote; keep line breaks."""
+    return "".join(char for char in text if char in "\n\t" or (char.isprintable() and char != "\x7f"))
+
+
+def say(text: str | Text, *, style: str = "") -> None:
+    """Print a line for people to stderr."""
+    err.print(Text(clean(text), style=style) if isinstance(text, str) else text)
+
+
+def data(text: str) -> None:
+    """Print a result to stdout."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def as_json(content: Any) -> None:
+    """Print a result to stdout as one JSON document."""
+    data(json.dumps(content, ensure_ascii=False, indent=2))
+
+
+def error(failure: LlmpipeError) -> None:
+    """Show every problem of a failure, each with its line of the file, then the hint."""
+    for problem in failure.problems:
+        where = f"{problem.where}: " if problem.where else ""
+        path = f"{problem.path}: " if problem.path else ""
+        err.print(Text.assemble((where, "bold"), path, (clean(problem.message), "red")))
+        for line in problem.excerpt or ():
+            err.print(Text(f"  {clean(line)}", style="dim"))
+    if len(failure.problems) > 1:
+        err.print(Text(f"{len(failure.problems)} problems, nothing was run"))
+    if failure.hint:
+        err.print(Text.assemble("\n", ("hint: ", "cyan"), failure.hint))
+
+
+def error_json(failure: LlmpipeError) -> dict[str, Any]:
+    """Return a failure for `--json`."""
+    problems = [{"where": p.where, "path": p.path, "message": p.message} for p in failure.problems]
+    return {"error": {"exit_code": int(failure.code), "problems": problems, "hint": failure.hint}}
+
+
+def table(rows: Iterable[Sequence[str | Text]], *, header: Sequence[str] = (), right: Sequence[int] = ()) -> Table:
+    """Lay out rows in columns without lines, as wide as their content; columns in `right` are right-aligned."""
+    grid = Table(box=None, show_header=bool(header), pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    rows = list(rows)
+    for index in range(len(rows[0]) if rows else len(header)):
+        title = header[index] if header else ""
+        grid.add_column(title, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(clean(cell)) if isinstance(cell, str) else cell for cell in row))
+    return grid
+
+
+def show(content: Table, *, to_stdout: bool = False, indent: int = 2) -> None:
+    """Print a table, indented."""
+    from rich.padding import Padding
+
+    (out if to_stdout else err).print(Padding(content, (0, 0, 0, indent)), soft_wrap=False)
+
+
+def number(value: Any, *, key: str = "") -> str:
+    """Write a metric for people: shares in percent, small numbers with three figures, large ones with separators."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return str(value)
+    if key.endswith("_share"):
+        return f"{value:.0%}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def count(value: float) -> str:
+    """Write a large count: 1.6 M, 19.1k."""
+    for size, suffix in ((1e9, " B"), (1e6, " M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{suffix}"
+    return f"{value:.0f}"
+
+
+def seconds(value: float) -> str:
+    """Write a duration: 8.2 s, 1:12, 2:03:04."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def sparkline(values: Sequence[float], *, width: int = 8) -> str:
+    """Draw a series as one line of blocks, averaged down to `width`."""
+    if not values:
+        return ""
+    size = max(1, len(values) // width)
+    means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))][-width:]
+    low, high = min(means), max(means)
+    return "".join(SPARKS[round((value - low) / (high - low or 1) * (len(SPARKS) - 1))] for value in means)
+
+
+class _Numbers(ProgressColumn):
+    """The measured part of the progress line: step, loss and its shape, speed, time left."""
+
+    def render(self, task: Task) -> Text:
+        return Text("  ".join(task.fields["numbers"]), style="default")
+
+
+class Live:
+    """The progress of one step; a bar on a terminal, a plain line every ten seconds elsewhere."""
+
+    PLAIN_EVERY_S = 10.0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.losses: list[float] = []
+        self.begun = self.shown_at = time.monotonic()
+        self.bar = Progress(
+            TextColumn(f"  {name}"),
+            BarColumn(bar_width=24),
+            _Numbers(),
+            console=err,
+            transient=True,
+            refresh_per_second=4,
+        )
+        self.task = self.bar.add_task("", total=None, numbers=["starting"])
+
+    def __enter__(self) -> Live:
+        if err.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if err.is_terminal:
+            self.bar.stop()
+
+    def update(self, numbers: dict[str, Any]) -> None:
+        """Show `step`, `max_steps`, `loss`, `tokens_per_s` and `seconds_left`, whichever are known."""
+        if "loss" in numbers:
+            self.losses.append(numbers["loss"])
+        parts = _parts(numbers, self.losses)
+        if err.is_terminal:
+            self.bar.update(self.task, completed=numbers.get("step"), total=numbers.get("max_steps"), numbers=parts)
+        elif time.monotonic() - self.shown_at >= self.PLAIN_EVERY_S:
+            self.shown_at = time.monotonic()
+            say(f"  {self.name}  {'  '.join(parts)}")
+
+    def note(self, text: str, *, style: str = "") -> None:
+        """Print a line above the bar."""
+        err.print(Text(f"  {self.name}  {clean(text)}", style=style))
+
+
+def _parts(numbers: dict[str, Any], losses: Sequence[float]) -> list[str]:
+    parts = []
+    if "step" in numbers:
+        parts.append(f"{numbers['step']}/{numbers.get('max_steps', '?')}")
+    if losses:
+        parts += [f"loss {losses[-1]:.2f}", sparkline(losses)]
+    if "tokens_per_s" in numbers:
+        parts.append(f"{count(numbers['tokens_per_s'])} tok/s")
+    if "seconds_left" in numbers:
+        parts.append(f"{seconds(numbers['seconds_left'])} left")
+    if "doing" in numbers:
+        parts.append(str(numbers["doing"]))
+    return parts

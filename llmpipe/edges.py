@@ -1,0 +1,125 @@
+"""The edges between stages: which output feeds which input, checked by type and ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from llmpipe import stages
+from llmpipe.errors import Problem, did_you_mean
+from llmpipe.settings import Accepts, AnySource, StageSettings, StageSource
+from llmpipe.yaml_tree import KeyPath, Tree
+
+
+def input_fields(settings: StageSettings) -> Iterator[tuple[str, Accepts]]:
+    """Yield the fields that may name other stages, with what they accept."""
+    for name, info in type(settings).model_fields.items():
+        for extra in info.metadata:
+            if isinstance(extra, Accepts):
+                yield name, extra
+
+
+def sources_of(settings: StageSettings, field: str) -> list[AnySource]:
+    """Return a field's sources as a list; empty when it was left out or holds something else."""
+    value: Any = getattr(settings, field)
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, AnySource)]
+
+
+def upstream(settings: StageSettings) -> list[str]:
+    """Name the stages that a stage reads, each once, in the order of its fields."""
+    found = [
+        source.stage
+        for field, _ in input_fields(settings)
+        for source in sources_of(settings, field)
+        if isinstance(source, StageSource)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def connect(parsed: dict[str, StageSettings], tree: Tree, problems: list[Problem]) -> dict[str, StageSettings]:
+    """Fill omitted inputs, check every edge, and return the stages in an order that can be run.
+
+    What is wrong is appended to `problems`.
+    """
+    made = {name: stages.load(settings.kind).produces(settings) for name, settings in parsed.items()}
+    connected: dict[str, StageSettings] = {}
+    for name, settings in parsed.items():
+        filled: dict[str, Any] = {}
+        for field, accepts in input_fields(settings):
+            path: KeyPath = ("stages", name, field)
+            if getattr(settings, field) is None:
+                if field not in settings.unused_inputs():
+                    fill = _fill(name, field, accepts, made, tree, problems)
+                    filled |= {field: fill} if fill else {}
+                continue
+            for source in sources_of(settings, field):
+                if isinstance(source, StageSource):
+                    problem = _edge_problem(name, source.stage, accepts, made, tree)
+                    problems += [tree.problem(path, problem)] if problem else []
+        connected[name] = settings.model_copy(update=filled)
+    return _ordered(connected, tree, problems)
+
+
+def _fill(
+    name: str, field: str, accepts: Accepts, made: dict[str, Any], tree: Tree, problems: list[Problem]
+) -> StageSource | None:
+    """Find the one earlier stage that fits an omitted input."""
+    earlier = list(made)[: list(made).index(name)]
+    fitting = [other for other in earlier if made[other] in accepts.artifacts] if accepts.fill else []
+    if len(fitting) == 1:
+        return StageSource(stage=fitting[0], weight=1.0)
+    wanted = " or ".join(accepts.artifacts)
+    if fitting:
+        message = f"name the {field}: {_listed(fitting)} all fit, such as `{field}: {fitting[-1]}`"
+        message = message.replace(" all fit", " both fit") if len(fitting) == 2 else message
+    else:
+        message = f"needs `{field}:` ({wanted}), and no earlier stage makes one"
+    problems.append(tree.problem(("stages", name), message, at_key=True))
+    return None
+
+
+def _edge_problem(name: str, target: str, accepts: Accepts, made: dict[str, Any], tree: Tree) -> str | None:
+    wanted = " or ".join(accepts.artifacts)
+    fitting = [other for other, artifact in made.items() if artifact in accepts.artifacts and other != name]
+    if target == name:
+        return "a stage cannot be its own input"
+    if target not in made:
+        known = f"; stages here: {', '.join(other for other in made if other != name) or 'none'}"
+        return f"no stage is called '{target}'{did_you_mean(target, fitting or list(made)) or known}"
+    if made[target] not in accepts.artifacts:
+        better = [f"'{other}' (line {tree.keys['stages', other].line})" for other in fitting]
+        is_one = f"; {' and '.join(better)} {'is one' if len(better) == 1 else 'are such'}" if better else ""
+        return f"stage '{target}' makes a {made[target]}, a {wanted} is needed{is_one}"
+    return None
+
+
+def _ordered(parsed: dict[str, StageSettings], tree: Tree, problems: list[Problem]) -> dict[str, StageSettings]:
+    """Sort so that inputs come first, keeping the recipe's order where it may be kept."""
+    waiting = dict(parsed)
+    ordered: dict[str, StageSettings] = {}
+    while waiting:
+        ready = next(
+            (n for n, s in waiting.items() if not any(u in waiting and u != n for u in upstream(s))),
+            None,
+        )
+        if ready is None:
+            cycle = _cycle(waiting)
+            message = f"these stages wait for each other: {' → '.join([*cycle, cycle[0]])}"
+            problems.append(tree.problem(("stages", cycle[0]), message, at_key=True))
+            return parsed
+        ordered[ready] = waiting.pop(ready)
+    return ordered
+
+
+def _cycle(waiting: dict[str, StageSettings]) -> list[str]:
+    """Follow inputs among stages that cannot start until one comes up twice."""
+    seen: list[str] = []
+    name = next(iter(waiting))
+    while name not in seen:
+        seen.append(name)
+        name = next(other for other in upstream(waiting[name]) if other in waiting and other != name)
+    return seen[seen.index(name) :]
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

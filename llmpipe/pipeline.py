@@ -1,0 +1,159 @@
+"""What the commands do: find a recipe and its run directory, plan, run, and show the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmpipe import artifact, console, recipe_edit, runner, stages, summary, yaml_tree
+from llmpipe import recipe as recipes
+from llmpipe.errors import UsageError
+from llmpipe.plan import Selection, Step, make_plan
+from llmpipe.recipe import Recipe
+
+
+@dataclass
+class Request:
+    """One command's wishes."""
+
+    overrides: Sequence[str] = ()
+    selection: Selection = field(default_factory=Selection)
+    options: runner.Options = field(default_factory=runner.Options)
+    dry_run: bool = False
+    verify: bool = False
+    json: bool = False
+
+
+def run_dir_of(recipe: Recipe, run: Path | None) -> Path:
+    """Return the run directory: --run, else the recipe's own folder when it lies in one, else runs/NAME."""
+    if run is not None:
+        return run
+    inside = recipe.path.name == "recipe.yaml" and (
+        (recipe.base / ".lock").exists() or any(recipe.base.glob("*/step.json"))
+    )
+    return recipe.base if inside else Path("runs") / recipe.name
+
+
+def run_recipe(name: str, run: Path | None, request: Request) -> None:
+    """Run a recipe file, a shipped recipe, or a run directory's own recipe."""
+    path = recipes.find(name)
+    recipe = recipes.load(path, overrides=request.overrides)
+    text = recipe_edit.text_as_used(recipe, request.overrides)
+    _run(recipe, text, run_dir_of(recipe, run), request)
+
+
+def run_kind(kind: str, name: str, run: Path | None, request: Request) -> None:
+    """Run the stages of one kind of a recipe; nothing above them runs unasked."""
+    recipe = recipes.load(recipes.find(name), overrides=request.overrides)
+    fitting = tuple(stage for stage, settings in recipe.stages.items() if settings.kind == kind)
+    if not fitting:
+        kinds = ", ".join(dict.fromkeys(settings.kind for settings in recipe.stages.values()))
+        raise UsageError(f"{name} has no {kind} stage; it has {kinds}")
+    request.selection = Selection(only=fitting, force=request.selection.force)
+    _run(recipe, recipe_edit.text_as_used(recipe, request.overrides), run_dir_of(recipe, run), request)
+
+
+def run_flags(kind: str, run: Path, name: str | None, flags: dict[str, list[str]], request: Request) -> None:
+    """Write a stage made from flags into the run's recipe, and run it."""
+    name = name or kind
+    known = _stage_names(run)
+    accepted = stages.load(kind).Settings.model_fields
+    keys: dict[str, Any] = {}
+    for flag, values in flags.items():
+        if not values:
+            continue
+        plural = f"{flag}s"
+        if flag not in accepted and plural not in accepted:
+            raise UsageError(f"a {kind} stage takes no --{flag}", hint=f"llmpipe options {kind}")
+        sources = [recipe_edit.source_from_flag(value, field=flag, stages=known) for value in values]
+        key = flag if flag in accepted else plural
+        keys[key] = sources[0] if len(sources) == 1 else sources
+    text = recipe_edit.with_stage(run, name, kind, keys, request.overrides)
+    path = (run / "recipe.yaml").absolute()
+    recipe = recipes.check(yaml_tree.parse(text, shown_as=str(run / "recipe.yaml")), path)
+    request.selection = Selection(only=(name,), force=request.selection.force)
+    _run(recipe, text, run, request)
+
+
+def _stage_names(run: Path) -> list[str]:
+    path = run / "recipe.yaml"
+    data = yaml_tree.read(path).data if path.exists() else {}
+    return list(data.get("stages") or {}) if isinstance(data, dict) else []
+
+
+def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
+    if request.dry_run:
+        show_plan(recipe, run_dir, request)
+        return
+    runner.open_run(run_dir)
+    with runner.locked(run_dir):
+        steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
+        recipe_edit.keep(run_dir, text)
+        header(recipe, run_dir)
+        console.show(plan_table(steps))
+        console.say("")
+        runner.run(steps, run_dir, request.options)
+        done = make_plan(recipe, run_dir)
+    if request.json:
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": runner.status(done, run_dir)})
+    worked = [step for step in steps if step.action not in ("skip", "wait")]
+    summary.show(run_dir, [step.name for step in worked], all_names=list(recipe.stages))
+
+
+def header(recipe: Recipe, run_dir: Path) -> None:
+    """Say what is run, and where."""
+    console.say(f"{run_dir} · seed {recipe.seed} · {summary.machine()}\n")
+
+
+def show_plan(recipe: Recipe, run_dir: Path, request: Request) -> None:
+    """Show what a run would do."""
+    steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
+    if request.json:
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": runner.status(steps, run_dir)})
+        return
+    header(recipe, run_dir)
+    console.show(plan_table(steps))
+
+
+def plan_table(steps: Sequence[Step]) -> Any:
+    """Lay out the steps: name, kind, what happens, why, and every edge."""
+    from rich.text import Text
+
+    rows = [
+        (
+            step.name,
+            step.record.kind,
+            Text(step.action, style=console.ACTION_STYLES[step.action]),
+            step.reason,
+            f"{', '.join(step.inputs)} → {step.name}" if step.inputs else "",
+        )
+        for step in steps
+    ]
+    return console.table(rows)
+
+
+def show_status(run_dir: Path, *, as_json: bool) -> None:
+    """Show how far a run directory is."""
+    path = run_dir / "recipe.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run_dir} is no run directory: it has no recipe.yaml", hint="llmpipe run RECIPE makes one")
+    recipe = recipes.load(path)
+    rows = runner.status(make_plan(recipe, run_dir), run_dir)
+    if as_json:
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, "running": artifact.is_locked(run_dir), "steps": rows})
+        return
+    if artifact.is_locked(run_dir):
+        console.out.print(f"{run_dir} is being worked on")
+    cells = [
+        (
+            row["name"],
+            row["kind"],
+            row["state"],
+            "" if row["seconds"] is None else console.seconds(row["seconds"]),
+            "" if row["state"] == "done" else row["reason"],
+        )
+        for row in rows
+    ]
+    console.show(console.table(cells, header=("stage", "kind", "state", "took", ""), right=(3,)), to_stdout=True, indent=0)

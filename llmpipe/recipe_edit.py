@@ -1,0 +1,120 @@
+"""Write recipes: the copy of a recipe that a run keeps, and stages that were made from flags.
+
+ruamel's round-trip mode keeps comments, order and the way numbers were written.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from llmpipe import edges, yaml_tree
+from llmpipe.artifact import write_text
+from llmpipe.errors import Problem, UsageError
+from llmpipe.recipe import Recipe
+from llmpipe.settings import BuiltinSource
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="rt")
+    yaml.width = 120
+    yaml.allow_unicode = True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def text_as_used(recipe: Recipe, overrides: Sequence[str]) -> str:
+    """Return a recipe's text with overrides applied and paths made absolute, so that it can lie anywhere."""
+    document = _yaml().load("\n".join(recipe.tree.lines) + "\n")
+    for override in overrides:
+        dotted, _, value = override.partition("=")
+        parts = dotted.split(".")
+        parts = parts if parts[0] in ("name", "seed", "stages") else ["stages", *parts]
+        target = document
+        for part in parts[:-1]:
+            target = target.setdefault(part, {})
+        target[parts[-1]] = _yaml().load(value) if value.strip() else None
+    for name, settings in recipe.stages.items():
+        written = document["stages"][name]
+        for field, _ in edges.input_fields(settings):
+            sources = written.get(field)
+            for source in sources if isinstance(sources, list) else [sources]:
+                if isinstance(source, dict) and "path" in source:
+                    source["path"] = str((recipe.base / str(source["path"])).absolute())
+    return _dump(document)
+
+
+def with_stage(run_dir: Path, name: str, kind: str, keys: dict[str, Any], overrides: Sequence[str]) -> str:
+    """Return the text of a run's recipe with a stage added or updated; a new recipe where there is none.
+
+    Raises:
+        UsageError: an override is not key=value, or the name belongs to a stage of another kind.
+    """
+    path = run_dir / "recipe.yaml"
+    if path.exists():
+        yaml_tree.read(path)  # refuses what is not YAML, with its place
+        document = _yaml().load(path.read_text(encoding="utf-8"))
+    else:
+        document = {"name": _name_from(run_dir), "seed": 42, "stages": {}}
+    stage = document["stages"].setdefault(name, {"kind": kind})
+    if stage.get("kind") != kind:
+        problem = f"stage '{name}' of {path} is a {stage.get('kind')} stage"
+        raise UsageError(problem, hint=f"give this one another name: --name {name}-2")
+    stage.update(keys)
+    for override in overrides:
+        dotted, equals, value = override.partition("=")
+        if not equals or not dotted:
+            raise UsageError(Problem("write it as key=value, such as trainer.max_steps=100", where=f"--set {override}"))
+        target = stage
+        *parents, last = dotted.split(".")
+        for part in parents:
+            target = target.setdefault(part, {})
+        target[last] = yaml_tree.parse(value, shown_as=f"--set {override}").data if value.strip() else None
+    return _dump(document)
+
+
+def _name_from(run_dir: Path) -> str:
+    name = re.sub(r"[^a-z0-9_-]+", "-", run_dir.absolute().name.lower()).strip("-_0123456789")
+    return name[:64] or "run"
+
+
+def source_from_flag(value: str, *, field: str, stages: Sequence[str]) -> Any:
+    """Read what stands behind --data, --model or --tokenizer: a stage, a file or folder, a size, `hub:ID`, a builtin.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if value in stages:
+        return value
+    if value.startswith("hub:"):
+        return {"hub": value.removeprefix("hub:")}
+    if field == "data" and value == BuiltinSource.model_fields["builtin"].annotation.__args__[0]:  # type: ignore[union-attr]
+        return {"builtin": value}
+    if field == "model" and re.fullmatch(r"\d+(\.\d+)?[kMB]", value):
+        return {"size": value}
+    path = Path(value)
+    if path.exists() or any(char in value for char in "*?["):
+        return {"path": str(path.absolute())}
+    known = f"stages of this run: {', '.join(stages)}; " if stages else ""
+    raise UsageError(
+        Problem("no such file, folder or stage", where=f"--{field} {value}"),
+        hint=f"{known}a hub repository is written hub:OWNER/NAME",
+    )
+
+
+def _dump(document: Any) -> str:
+    buffer = io.StringIO()
+    _yaml().dump(document, buffer)
+    return buffer.getvalue()
+
+
+def keep(run_dir: Path, text: str) -> None:
+    """Write the run's recipe.yaml, unless it says the same already."""
+    path = run_dir / "recipe.yaml"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)

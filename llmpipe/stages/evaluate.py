@@ -1,0 +1,160 @@
+"""eval: measures models side by side. Reads models and held-out text; writes `scores.json`, one entry for each model.
+
+    scores: {kind: eval, models: [base, chat], suites: [perplexity, samples], prompts: ["Once upon a time"]}
+
+Text that a pretrain stage held out is used when `data` is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from llmpipe.context import Context, Result
+from llmpipe.settings import Accepts, AnySource, Artifact, Count, DataSources, FolderSources, StageSettings, StageSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VERSION = 1
+
+Suite = Literal["perplexity", "samples", "storyworld"]
+
+
+class Settings(StageSettings):
+    """What `kind: eval` understands."""
+
+    kind: Literal["eval"] = Field("eval", description="which stage this is")
+    models: Annotated[FolderSources | None, Accepts(("causal-lm",))] = Field(None, description="models to compare, in order")
+    data: Annotated[DataSources | None, Accepts(("dataset", "causal-lm"), fill=False)] = Field(
+        None, description="text to measure; a pretrain stage's name means the text it held out, which is the default"
+    )
+    suites: list[Suite] = Field(
+        default_factory=lambda: ["perplexity", "samples"], description="perplexity, samples and storyworld"
+    )
+    context: Count | None = Field(None, description="tokens in a window of text; the model's own limit when left out")
+    max_tokens: Count = Field(1_000_000, description="no further text is begun once this many are measured")
+    add_bos: bool = Field(True, description="begin each text with the model's begin token")
+    prompts: list[str] = Field(default_factory=list, description="prompts for samples")
+    chat: bool = Field(True, description="put prompts through the chat template, where the model has one")
+    max_new_tokens: Count = Field(64, description="longest answer")
+    temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token every time")
+    stories: int = Field(200, gt=0, description="stories to judge in the storyworld suite, from pairs held out of sft")
+
+    def unused_inputs(self) -> frozenset[str]:
+        """Text is looked for in the lineage of the models; see `held_out_text`."""
+        return frozenset({"data"})
+
+
+def produces(settings: Settings) -> Artifact:
+    """Say what comes out."""
+    return "scores"
+
+
+def run(settings: Settings, ctx: Context) -> Result:
+    """Put every model through the suites."""
+    import torch
+
+    from llmpipe.artifact import write_json
+    from llmpipe.training import models
+
+    assert settings.models is not None
+    names = [label(source) for source in settings.models]
+    ctx.explain(f"Evaluation puts {' and '.join(names)} through the same text and the same prompts, one after the other.")
+    scores: dict[str, dict[str, Any]] = {}
+    for name, source in zip(names, settings.models, strict=True):
+        model, tokenizer = models.load(source, ctx)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        ctx.progress(doing=f"measuring {name}")
+        scores[name] = measure(settings, model, tokenizer, ctx)
+    write_json(ctx.output("scores"), {"models": scores, "prompts": settings.prompts})
+    flat = {f"{name}.{key}": value for name, entry in scores.items() for key, value in entry.items() if key != "samples"}
+    return Result(outputs=["scores.json"], metrics=flat)
+
+
+def label(source: AnySource) -> str:
+    """Name a model in the table."""
+    data = source.model_dump()
+    return str(data.get("stage") or data.get("hub") or Path(str(data.get("path"))).name)
+
+
+def measure(
+    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context
+) -> dict[str, Any]:
+    """Return the metrics of one model, and its samples."""
+    from llmpipe.evaluation.generate import answers
+    from llmpipe.evaluation.perplexity import score_texts
+    from llmpipe.training.models import context_length
+
+    found: dict[str, Any] = {}
+    chat = settings.chat and tokenizer.chat_template is not None
+    if "perplexity" in settings.suites:
+        window = settings.context or context_length(model)
+        texts = held_out_text(settings, ctx)
+        score = score_texts(model, tokenizer, texts, window=window, max_tokens=settings.max_tokens, add_bos=settings.add_bos)
+        found |= {
+            "perplexity": score.perplexity,
+            "bits_per_byte": score.bits_per_byte,
+            "nats_per_character": score.nats_per_character,
+            "tokens": score.tokens,
+        }
+    sampling: dict[str, Any] = {"chat": chat, "max_new_tokens": settings.max_new_tokens, "seed": ctx.seed}
+    if "samples" in settings.suites and settings.prompts:
+        found["samples"] = answers(model, tokenizer, settings.prompts, temperature=settings.temperature, **sampling)
+    if "storyworld" in settings.suites:
+        found |= judge_stories(settings, model, tokenizer, ctx, chat=chat)
+    return found
+
+
+def judge_stories(
+    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context, *, chat: bool
+) -> dict[str, float]:
+    """Ask for stories about pairs that fine-tuning never saw, and return the shares that are what was asked for.
+
+    Sampled at temperature 1: the share of happy endings is the model's own, and a greedy answer would hide it.
+    """
+    from llmpipe.data import storyworld
+    from llmpipe.evaluation.generate import answers
+
+    rows = storyworld.prompts(rows=settings.stories, seed=ctx.seed, held_out=True)
+    asked = [row["prompt"][-1]["content"] for row in rows]
+    told = answers(
+        model, tokenizer, asked, chat=chat, max_new_tokens=settings.max_new_tokens, temperature=1.0, seed=ctx.seed
+    )
+    verdicts = []
+    for prompt, story in zip(asked, told, strict=True):
+        request = storyworld.request_of(prompt)
+        assert request is not None
+        verdicts.append(storyworld.judge(request, story))
+    return {
+        "follows_share": sum(verdict.follows for verdict in verdicts) / len(verdicts),
+        "well_formed_share": sum(verdict.well_formed for verdict in verdicts) / len(verdicts),
+        "happy_share": sum(verdict.happy for verdict in verdicts) / len(verdicts),
+    }
+
+
+def held_out_text(settings: Settings, ctx: Context) -> Iterator[str]:
+    """Yield the text to measure."""
+    from llmpipe.data.sources import read_texts
+
+    return read_texts(settings.data or [StageSource(stage=pretrained(settings, ctx), weight=1.0)], ctx)
+
+
+def pretrained(settings: Settings, ctx: Context) -> str:
+    """Find the pretrain stage that the models come from, nearest first, for the text it held out.
+
+    Raises:
+        DataError: none of them comes from one.
+    """
+    from llmpipe.errors import DataError
+
+    waiting = [source.stage for source in settings.models or [] if isinstance(source, StageSource)]
+    while waiting:
+        name = waiting.pop(0)
+        if (ctx.run_dir / name / "held_out.jsonl").is_file():
+            return name
+        waiting += [entry.source["stage"] for entry in ctx.manifest_of(name).inputs if "stage" in entry.source]
+    raise DataError("there is no text to measure", hint="name some: data: {path: FILES}")

@@ -1,0 +1,247 @@
+"""sft: teaches a model to answer, from examples of conversations. Reads a model and chats; writes `model/`.
+
+    chat: {kind: sft, model: base, data: {path: chat.jsonl}, trainer: {learning_rate: 2e-5, num_train_epochs: 3}}
+
+alpaca, sharegpt, messages, prompt/completion, question/answer, dolly and plain text rows are told apart by their
+columns. The loss falls on the assistant's tokens alone; packed conversations do not see each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from llmpipe.context import Context, Result
+from llmpipe.settings import (
+    TRAINER_RESERVED,
+    Accepts,
+    Artifact,
+    Count,
+    DataSources,
+    FolderSource,
+    Passthrough,
+    TrainingSettings,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmpipe.artifact import Gate
+    from llmpipe.training.chat import Example
+
+VERSION = 1
+
+DEFAULTS = {"learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "num_train_epochs": 3}
+
+RESERVED = TRAINER_RESERVED | {
+    "packing": "set `packing:` of the stage; TRL's flattens a batch into one row, which is slow without FlashAttention",
+    "packing_strategy": "set `packing:` of the stage",
+    "padding_free": "set `packing:` of the stage",
+    "eval_packing": "set `packing:` of the stage",
+    "max_length": "set `context:` of the stage",
+    "truncation_mode": "set `too_long:` of the stage",
+    "assistant_only_loss": "the loss always falls on the assistant's tokens alone",
+    "completion_only_loss": "the loss always falls on the assistant's tokens alone",
+    "dataset_text_field": "set `columns:` of the data source",
+    "dataset_kwargs": "llmpipe prepares the rows itself",
+    "chat_template_path": "set `chat_template:` of the stage",
+    "eos_token": "the end token is the one that the chat template ends an answer with",
+    "pad_token": "llmpipe sees to it that pad has a token of its own",
+    "model_init_kwargs": "set `precision:` and `dropout:` of the stage",
+}
+
+
+class Settings(TrainingSettings):
+    """What `kind: sft` understands."""
+
+    kind: Literal["sft"] = Field("sft", description="which stage this is")
+    model: Annotated[FolderSource | None, Accepts(("causal-lm",))] = Field(None, description="the model to teach")
+    data: Annotated[DataSources | None, Accepts(("dataset",))] = Field(None, description="conversations to learn from")
+    chat_template: str | None = Field(None, description="Jinja text, instead of the model's own template")
+    context: Count | None = Field(None, description="most tokens in a row; the model's own limit when left out")
+    too_long: Literal["drop", "truncate"] = Field("drop", description="what to do with a conversation that does not fit")
+    packing: bool = Field(True, description="put several conversations into one row, unseen by each other")
+    trainer: Annotated[dict[str, Any], Passthrough("trl.SFTConfig", RESERVED)] = Field(
+        default_factory=dict, description="options of trl.SFTConfig, as they are"
+    )
+
+    @model_validator(mode="after")
+    def _batch_is_said_once(self) -> Settings:
+        self.batch_said_once(self.trainer)
+        return self
+
+
+def produces(settings: Settings) -> Artifact:
+    """Say what comes out."""
+    return "causal-lm"
+
+
+def run(settings: Settings, ctx: Context) -> Result:
+    """Render and mask the conversations, pack them, train with TRL, save with the template."""
+    from trl import SFTConfig, SFTTrainer
+
+    from llmpipe.training import arguments, flow, models
+    from llmpipe.training.chat import PackCollator
+
+    class ChatTrainer(flow.Measured, SFTTrainer):  # type: ignore[misc]
+        """SFTTrainer with llmpipe's guards and token-weighted evaluation."""
+
+        def create_model_card(self, *_: Any, **__: Any) -> None:
+            """Write no card into checkpoints; `llmpipe export` writes one for people."""
+
+    assert settings.model is not None
+    model, tokenizer = models.load(settings.model, ctx)
+    models.mend_pad(model, tokenizer, ctx)
+    set_template(settings, tokenizer, ctx)
+    if settings.dropout is not None:
+        models.set_dropout(model, settings.dropout, ctx)
+    context = settings.context or models.context_length(model)
+    train, held_out, facts = read_data(settings, model, tokenizer, ctx, context=context)
+    stop_at_the_end(model, tokenizer, facts["last_learned"])
+    args = arguments.build(
+        SFTConfig,
+        ctx,
+        settings,
+        options=settings.trainer | {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None},
+        stage_defaults=DEFAULTS,
+        rows=len(train),
+        row_tokens=context,
+        measured=len(held_out) > 0,
+        width=model.config.hidden_size,
+    )
+    ctx.explain(
+        f"Supervised fine-tuning shows the model {facts['rows']:,} conversations and has it learn the "
+        f"{facts['learned_tokens']:,} tokens that the assistant says in them; {facts['held_out_rows']} are held out."
+    )
+    trainer = ChatTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=held_out if len(held_out) else None,
+        data_collator=PackCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+    )
+    metrics = flow.fit(trainer, ctx, settings)
+    if ctx.rank == 0:
+        models.save(trainer.model, tokenizer, ctx.output("causal-lm"))
+    facts.pop("last_learned")
+    return Result(outputs=["model"], metrics=metrics | facts, gates=gates(trainer.model, tokenizer, facts))
+
+
+def set_template(settings: Settings, tokenizer: PreTrainedTokenizerBase, ctx: Context) -> None:
+    """Use the template in the settings, else the model's own, else a plain one, and say so."""
+    from llmpipe.training.chat import PLAIN_TEMPLATE
+
+    if settings.chat_template is not None:
+        tokenizer.chat_template = settings.chat_template
+    elif tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        ctx.say("the model has no chat template; a plain one is set and saved with it (User: … Assistant: …)")
+
+
+def read_data(
+    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context, *, context: int
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Return the rows to train on and the held-out ones as data sets, with counts of all that was left out."""
+    from datasets import Dataset
+
+    from llmpipe.data.sources import read_conversations, split_conversations
+    from llmpipe.errors import StageError
+    from llmpipe.training import models
+    from llmpipe.training.chat import rows_of
+    from llmpipe.training.packing import best_fit
+
+    assert settings.data is not None
+    if settings.packing and not models.accepts_positions(model):
+        raise StageError(f"{type(model).__name__} takes no position ids, so packed rows would leak", hint="packing: false")
+    ctx.progress(doing="reading conversations")
+    sides = split_conversations(read_conversations(settings.data, ctx), share=settings.held_out.share)
+    encoded = [fitting(side, tokenizer, context=context, too_long=settings.too_long) for side in sides]
+    train, held_out = (examples for examples, _ in encoded)
+    dropped = sum(count for _, count in encoded)
+    total = sum(len(side) for side in sides)
+    report_fit(ctx, settings, dropped=dropped, total=total, context=context, left=len(train))
+    lengths = [len(example.ids) for example in train]
+    groups = best_fit(lengths, block=context) if settings.packing else [[index] for index in range(len(train))]
+    if settings.packing:
+        filled = sum(lengths) / (len(groups) * context)
+        ctx.say(f"packed {len(train):,} conversations into {len(groups):,} rows of {context} tokens, {filled:.0%} full")
+    alone = [[index] for index in range(len(held_out))]
+    facts = {
+        "rows": len(train),
+        "held_out_rows": len(held_out),
+        "too_long_rows": dropped,
+        "learned_tokens": sum(sum(example.learned) for example in train),
+        "last_learned": Counter(last_learned(example) for example in train).most_common(1)[0][0],
+        "ends_learned_share": sum(last_learned(e) == e.ids[-1] for e in train) / len(train),
+    }
+    return Dataset.from_dict(rows_of(train, groups)), Dataset.from_dict(rows_of(held_out, alone)), facts
+
+
+def fitting(
+    side: Sequence[Any], tokenizer: PreTrainedTokenizerBase, *, context: int, too_long: str
+) -> tuple[list[Example], int]:
+    """Encode conversations; returns those that fit (or fit when cut) and how many did not."""
+    from llmpipe.training.chat import encode, truncate
+
+    kept, count = [], 0
+    for _, conversation in side:
+        example = encode(conversation, tokenizer)
+        if len(example.ids) > context:
+            count += 1
+            example = truncate(example, context=context)
+            if too_long == "drop" or not any(example.learned):
+                continue
+        kept.append(example)
+    return kept, count
+
+
+def report_fit(ctx: Context, settings: Settings, *, dropped: int, total: int, context: int, left: int) -> None:
+    """Say how many conversations were too long; refuse to train when none is left."""
+    from llmpipe.errors import DataError
+
+    if dropped:
+        done = "dropped" if settings.too_long == "drop" else "cut off"
+        ctx.say(f"{dropped:,} of {total:,} conversations ({dropped / total:.0%}) are longer than {context} tokens: {done}")
+    if not left:
+        raise DataError(
+            f"no conversation fits into {context} tokens", hint="use a model with a longer context, or too_long: truncate"
+        )
+
+
+def last_learned(example: Example) -> int:
+    """Return the last token that the loss falls on."""
+    return next(token for token, learned in zip(reversed(example.ids), reversed(example.learned), strict=True) if learned)
+
+
+def stop_at_the_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, last: int) -> None:
+    """Have generation stop at what the template ends an answer with, and at nothing that is padding."""
+    known = model.generation_config.eos_token_id
+    stops = {last, *(known if isinstance(known, list) else [known])} - {None, tokenizer.pad_token_id}
+    model.generation_config.eos_token_id = sorted(stops) if len(stops) > 1 else last
+    model.config.eos_token_id = last
+
+
+def gates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> list[Gate]:
+    """Check what makes a chat model that never stops, or one that learned nothing."""
+    from llmpipe.artifact import Gate
+
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return [
+        Gate(name="something-learned", passed=facts["learned_tokens"] > 0, why="an empty mask trains on nothing"),
+        Gate(
+            name="end-is-learned",
+            passed=settings_allow_cut(facts) or facts["ends_learned_share"] > 0.5,
+            why="a model that never sees the end token learned does not stop",
+        ),
+        Gate(name="pad-is-not-end", passed=tokenizer.pad_token_id not in ends, why="padding would stop every answer"),
+    ]
+
+
+def settings_allow_cut(facts: dict[str, Any]) -> bool:
+    """Tell whether so many conversations were cut off that ends are rightly missing."""
+    return bool(facts["too_long_rows"] > facts["rows"] / 2)

@@ -1,0 +1,102 @@
+"""After a run: what each stage changed, the scores side by side, and where to go from here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmpipe import console
+from llmpipe.artifact import Manifest, read_json, read_manifest
+
+LABELS = {
+    "held_out_loss": "nats per token, held-out rows",
+    "follows_share": "does what it is asked, unseen pairs",
+    "well_formed_share": "tells a whole story",
+    "happy_share": "ends happily",
+    "bits_per_byte": "bits per byte, held-out text",
+    "perplexity": "perplexity, held-out text",
+    "nats_per_character": "nats per character",
+    "bytes_per_token": "bytes per token",
+}
+HIDDEN = {"tokens"}
+
+
+def machine() -> str:
+    """Describe what the run has to work with, as far as can be told without importing torch."""
+    gpus = gpu_count()
+    if gpus:
+        return f"{gpus} GPU{'s' if gpus > 1 else ''}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} CPU cores"
+
+
+def gpu_count() -> int:
+    """Count the NVIDIA GPUs that a run may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def show(run_dir: Path, worked: Sequence[str], *, all_names: Sequence[str]) -> None:
+    """Show what the stages that just ran have changed, or that there was nothing to do."""
+    manifests = {name: manifest for name in all_names if (manifest := read_manifest(run_dir / name))}
+    if not worked:
+        console.say("everything is up to date")
+    changed = [row for name in worked if name in manifests for row in changes(name, manifests[name])]
+    if changed:
+        console.say("\n  what each stage changed", style="bold")
+        console.show(console.table(changed, header=("", "", "before", "after"), right=(2, 3)))
+    for name, manifest in manifests.items():
+        if manifest.kind == "eval" and name in worked:
+            show_scores(run_dir / name, name)
+    console.say("")
+    for label, command in next_commands(run_dir, manifests):
+        console.say(f"  {label:<7} {command}")
+
+
+def changes(name: str, manifest: Manifest) -> list[tuple[str, str, str, str]]:
+    """List a stage's metrics that have a `_before` twin; bits per byte where there are some, else nats."""
+    metrics = manifest.metrics
+    pairs = [key for key in metrics if metrics.get(f"{key}_before") is not None]
+    if "bits_per_byte" in pairs:
+        pairs.remove("held_out_loss")
+    rows = []
+    for number, key in enumerate(pairs):
+        before, after = (console.number(metrics[which], key=key) for which in (f"{key}_before", key))
+        rows.append(("" if number else name, LABELS.get(key, key.replace("_", " ")), before, after))
+    if manifest.kind == "tokenizer":
+        rows.append((name, "bytes per token (a byte is 1)", "1", console.number(metrics["bytes_per_token"])))
+    return rows
+
+
+def show_scores(folder: Path, name: str) -> None:
+    """Show the models of an eval stage side by side, then what each answered."""
+    scores = read_json(folder / "scores.json") or {"models": {}}
+    models: dict[str, dict[str, Any]] = scores["models"]
+    keys = [key for entry in models.values() for key in entry if key != "samples" and key not in HIDDEN]
+    rows = [
+        (LABELS.get(key, key.replace("_", " ")), *(console.number(entry.get(key, ""), key=key) for entry in models.values()))
+        for key in dict.fromkeys(keys)
+    ]
+    if rows:
+        console.say("")
+        console.show(console.table(rows, header=(name, *models), right=range(1, len(models) + 1)))
+    for index, prompt in enumerate(scores.get("prompts", ())):
+        console.say(f"\n  {prompt}", style="bold")
+        answers = [(model, " ".join(entry["samples"][index].split())) for model, entry in models.items() if "samples" in entry]
+        if answers:
+            console.show(console.table(answers))
+
+
+def next_commands(run_dir: Path, manifests: dict[str, Manifest]) -> list[tuple[str, str]]:
+    """Name the commands that make sense now."""
+    shown = str(run_dir)
+    commands = [("look", f"llmpipe status {shown}"), ("again", f"llmpipe run {shown}/recipe.yaml")]
+    models = [name for name, manifest in manifests.items() if manifest.kind in ("pretrain", "sft")]
+    if models:
+        commands.insert(0, ("model", f"{shown}/{models[-1]}/model"))
+    return commands

@@ -1,0 +1,121 @@
+"""Documents → rows of tokens that fill the context, with nothing leaking from one document into the next.
+
+transformers makes SDPA attention block-diagonal where `position_ids` restart, provided that no attention mask is
+given and the cache is off; both hold here and in `flow`, and tests perturb a neighbour to prove it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Batch = dict[str, torch.Tensor]
+IGNORED = -100
+
+
+def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Yield the ids of each document as bos + text + eos."""
+    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    closing = [tokenizer.eos_token_id]
+    texts = iter(texts)
+    while chunk := list(islice(texts, 512)):
+        for ids in tokenizer(chunk, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
+            yield opening + ids + closing
+
+
+def write_tokens(documents: Iterable[list[int]], path: Path, *, vocab_size: int) -> tuple[int, int]:
+    """Write the ids of all documents one after the other; returns (documents, tokens).
+
+    The file appears whole: another process that waits for it never reads a part.
+    """
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    temporary = path.with_suffix(".tmp")
+    n_documents = n_tokens = 0
+    with temporary.open("wb") as file:
+        for ids in documents:
+            np.asarray(ids, dtype=dtype).tofile(file)
+            n_documents, n_tokens = n_documents + 1, n_tokens + len(ids)
+    temporary.replace(path)
+    return n_documents, n_tokens
+
+
+def wait_for(path: Path, *, timeout_s: float = 3600) -> None:
+    """Wait until rank 0 has written a file (see `write_tokens`)."""
+    deadline = time.monotonic() + timeout_s
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} was not written within {timeout_s:.0f} s")
+        time.sleep(0.1)
+
+
+class PackedTokens(Dataset[Batch]):
+    """A token file as rows of `block` tokens; a document that reaches the end of a row goes on in the next.
+
+    Read through the page cache, so that a corpus larger than memory trains too. Rows are fetched a batch at a time:
+    `__getitems__` returns the finished batch, and the collator has nothing left to do.
+    """
+
+    def __init__(
+        self, path: Path, *, block: int, vocab_size: int, bos: int | None, documents: int, max_tokens: int | None = None
+    ) -> None:
+        dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+        self.tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+        self.tokens = self.tokens[:max_tokens]
+        self.block, self.bos = block, bos
+        self.cuts = bos is not None and documents > 1
+
+    def __len__(self) -> int:
+        """Return the number of full rows; the remainder, less than a row, is not trained on."""
+        return len(self.tokens) // self.block
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Return input_ids, labels (batch, block) and, where documents meet in a row, position_ids."""
+        rows = np.stack([self.tokens[i * self.block : (i + 1) * self.block] for i in indices]).astype(np.int64)
+        ids = torch.from_numpy(rows)
+        if not self.cuts:
+            return {"input_ids": ids, "labels": ids}
+        positions = positions_from(ids == self.bos)
+        # the first token of a document is not to be guessed from the document before it
+        labels = ids.masked_fill(positions == 0, IGNORED)
+        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+
+def positions_from(starts: torch.Tensor) -> torch.Tensor:
+    """Count positions anew from each start: (batch, seq) of bool → (batch, seq) of int."""
+    index = torch.arange(starts.shape[-1]).expand_as(starts)
+    return index - torch.where(starts, index, 0).cummax(dim=-1).values
+
+
+def best_fit(lengths: Sequence[int], *, block: int) -> list[list[int]]:
+    """Put items into as few rows of `block` as best-fit decreasing finds; returns item indices by row.
+
+    Free space is looked up by bucket, so that it takes O(n · block) at worst and near O(n) in practice.
+    """
+    rows: list[list[int]] = []
+    by_space: list[list[int]] = [[] for _ in range(block + 1)]
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        size = lengths[item]
+        space = next((space for space in range(size, block + 1) if by_space[space]), None)
+        if space is None:
+            row, space = len(rows), block
+            rows.append([])
+        else:
+            row = by_space[space].pop()
+        rows[row].append(item)
+        by_space[space - size].append(row)
+    return rows
+
+
+def identity(batch: Batch) -> Batch:
+    """Collate nothing: `PackedTokens` fetches whole batches."""
+    return batch

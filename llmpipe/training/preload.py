@@ -1,0 +1,35 @@
+"""Imported once by the fork server: torch, the trainers and what they pull in lazily.
+
+Importing a name from transformers or trl is what loads it, so the names below are the point of this file.
+"""
+
+import datasets
+import torch
+import torch.distributed
+import torch.utils.data
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+__all__ = [
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "GenerationConfig",
+    "LlamaForCausalLM",
+    "PreTrainedTokenizerFast",
+    "SFTConfig",
+    "SFTTrainer",
+    "Tokenizer",
+    "Trainer",
+    "TrainingArguments",
+    "datasets",
+    "torch",
+]

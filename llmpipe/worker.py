@@ -1,0 +1,178 @@
+"""Runs one prepared step: in a process forked from a warm server, under torchrun, or in the caller's own.
+
+`python -m llmpipe.worker RUN_DIR STAGE` runs a step whose step.json was written; a runner that wants to hear of it
+puts its address in LLMPIPE_EVENTS.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from multiprocessing.connection import Client, Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from llmpipe import stages
+from llmpipe.artifact import Manifest, lock, output_hashes, read_step, sha256_of, write_json
+from llmpipe.context import Context, Event, Result
+from llmpipe.errors import ExitCode, LlmpipeError, Problem, StageError
+
+VERSIONED = ("llmpipe", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
+Stop = Literal["interrupt", "terminate"]
+
+
+def execute(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Callable[[], Stop | None]) -> None:
+    """Run a step and commit it: outputs first, manifest.json last.
+
+    Raises:
+        LlmpipeError: whatever the user can act on; other exceptions are bugs.
+    """
+    step = read_step(run_dir / name)
+    if step is None:
+        raise StageError(f"{run_dir / name / 'step.json'} is missing", hint="start stages with llmpipe run")
+    rank = int(os.environ.get("RANK", "0"))
+    ctx = Context(run_dir=run_dir, step=step, emit=emit, stop_requested=stop, rank=rank)
+    module = stages.load(step.kind)
+    settings = module.Settings.model_validate(step.settings)
+    holder = lock(run_dir, ".worker.lock", wait_s=10) if rank == 0 else None
+    begun, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        result = module.run(settings, ctx)
+        if rank == 0:
+            seconds = round(time.monotonic() - begun, 2)
+            _commit(ctx, result, started=started, seconds=seconds)
+            emit({"event": "done", "metrics": result.metrics, "seconds": seconds})
+    except (OSError, RuntimeError) as error:
+        if "No space left on device" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
+            free_mb = shutil.disk_usage(run_dir).free / 1e6
+            message = f"the disk is full: {free_mb:.0f} MB are free at {run_dir}"
+            raise StageError(message, hint="make room and give the same command again; nothing that was complete is lost") from error
+        raise
+    finally:
+        if holder is not None:
+            holder.release()
+
+
+def _commit(ctx: Context, result: Result, *, started: str, seconds: float) -> None:
+    """Check the gates and that no input changed meanwhile; then write the manifest."""
+    failed = [gate for gate in result.gates if not gate.passed]
+    if failed:
+        raise StageError([Problem(f"gate '{gate.name}' failed: {gate.why}") for gate in failed])
+    for entry in ctx.step.inputs:
+        for file, digest in entry.files.items():
+            if not Path(file).is_file() or sha256_of(Path(file)) != digest:
+                raise StageError(Problem("changed while the stage was reading it", where=file), hint="run it again")
+    manifest = Manifest(
+        **ctx.step.model_dump(exclude={"schema_version"}),
+        outputs=output_hashes(ctx.dir, result.outputs),
+        metrics=result.metrics,
+        gates=result.gates,
+        versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
+        device=_device(),
+        started=started,
+        seconds=seconds,
+    )
+    write_json(ctx.dir / "manifest.json", manifest)
+
+
+def _device() -> str:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return f"cpu, {os.cpu_count()} cores"
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name(0))
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def serve(events: Connection, run_dir: Path, name: str) -> None:
+    """Run a step in this process and report to a runner; the end of the runner's pipe ends this process.
+
+    The worker leads its own session, so that Ctrl-C reaches the runner alone, which then asks for a stop once.
+    """
+    if hasattr(os, "setsid") and os.getpid() != os.getsid(0):
+        os.setsid()
+    stop_asked: list[Stop] = []
+    signal.signal(signal.SIGINT, lambda *_: stop_asked.append("interrupt"))
+    signal.signal(signal.SIGTERM, lambda *_: stop_asked.append("terminate"))
+    threading.Thread(target=_listen, args=(events, stop_asked), daemon=True).start()
+    _redirect_output(run_dir / name / "log.txt")
+    sending = threading.Lock()
+
+    def emit(event: Event) -> None:
+        with sending:
+            events.send(event)
+
+    code = run_reporting(run_dir, name, emit=emit, stop=lambda: stop_asked[-1] if stop_asked else None)
+    events.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # skips the slow teardown of torch; all files are closed and synced by now
+
+
+def run_reporting(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Callable[[], Stop | None]) -> int:
+    """Run a step, turn its failure into an event, and return the exit code."""
+    try:
+        execute(run_dir, name, emit=emit, stop=stop)
+    except LlmpipeError as failure:
+        emit({"event": "error", "failure": failure})
+        return int(failure.code)
+    except Exception as bug:
+        traceback.print_exc()
+        last = traceback.extract_tb(bug.__traceback__)[-1]
+        message = f"{type(bug).__name__}: {bug} ({Path(last.filename).name}:{last.lineno})"
+        failure = StageError(message, hint=f"the whole traceback is in {run_dir / name / 'log.txt'}")
+        emit({"event": "error", "failure": failure})
+        return int(ExitCode.FAILED)
+    return int(ExitCode.DONE)
+
+
+def _listen(events: Connection, stop_asked: list[Stop]) -> None:
+    """Wait for the runner's word to stop; without a runner there is nobody to work for."""
+    try:
+        while True:
+            stop_asked.append(events.recv())
+    except (EOFError, OSError):
+        os._exit(int(ExitCode.FAILED))
+
+
+def _redirect_output(path: Path) -> None:
+    """Send all that libraries print, also from C code, to the stage's log."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry under torchrun: rank 0 reports to the runner, the others only work."""
+    run_dir, name = Path(arguments[0]), arguments[1]
+    address = os.environ.get("LLMPIPE_EVENTS")
+    if int(os.environ.get("RANK", "0")) == 0 and address:
+        serve(Client(address, authkey=bytes.fromhex(os.environ["LLMPIPE_KEY"])), run_dir, name)
+    asked: list[Stop] = []
+    signal.signal(signal.SIGINT, lambda *_: asked.append("interrupt"))
+    signal.signal(signal.SIGTERM, lambda *_: asked.append("terminate"))
+
+    def emit(event: dict[str, Any]) -> None:
+        if event["event"] == "error":
+            sys.stderr.write(f"{event['failure']}\n")
+
+    sys.exit(run_reporting(run_dir, name, emit=emit, stop=lambda: asked[-1] if asked else None))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+
+
