@@ -8,6 +8,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from llmpipe.training.models import context_length
+
 
 @torch.no_grad()
 def answers(
@@ -24,7 +26,7 @@ def answers(
     """Return one answer for each prompt.
 
     `chat` puts the prompt through the chat template; else the text is continued. A temperature of 0 is greedy.
-    The seed is set for the call alone.
+    The seed is set for the call alone. An answer ends where the model's context does.
     """
     texts = [_rendered(tokenizer, prompt) for prompt in prompts] if chat else list(prompts)
     special = {"add_special_tokens": not chat}
@@ -45,6 +47,8 @@ def answers(
             tokenizer.padding_side = "left"
             encoded = tokenizer(texts[first : first + batch], return_tensors="pt", padding=True, **special)
             tokenizer.padding_side = side
+            room = context_length(model) - encoded["input_ids"].shape[1]
+            config.max_new_tokens = max(1, min(max_new_tokens, room))
             ids, mask = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
             made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, use_cache=True)
             found += tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)

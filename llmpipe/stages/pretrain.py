@@ -106,15 +106,10 @@ def produces(settings: Settings) -> Artifact:
 
 def run(settings: Settings, ctx: Context) -> Result:
     """Tokenise, pack, train, and save the model that guesses held-out text best."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import TrainingArguments, set_seed
 
     from llmpipe.training import arguments, flow, models
     from llmpipe.training.packing import identity
-
-    class PretrainTrainer(flow.Measured, Trainer):  # type: ignore[misc]
-        """Trainer with llmpipe's guards and token-weighted evaluation."""
-
-    from transformers import set_seed
 
     set_seed(ctx.seed)
     model, tokenizer = make_model(settings, ctx)
@@ -137,7 +132,7 @@ def run(settings: Settings, ctx: Context) -> Result:
         f"Pretraining teaches a model of {parameters / 1e6:.2f} M parameters to guess the next token of "
         f"{facts['tokens_in_corpus'] / 1e6:.2f} M tokens of text; {facts['held_out_documents']} documents are held out to measure it."
     )
-    trainer = PretrainTrainer(
+    trainer = flow.PretrainTrainer(
         model=model,
         args=args,
         train_dataset=train,

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -20,6 +22,8 @@ VERSION = 1
 
 PAD, BOS, END, UNKNOWN = "<|pad|>", "<|bos|>", "<|end|>", "<|unk|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+
+SAMPLE_CHARACTERS = 200_000  # enough to tell bytes per token to three figures
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -71,8 +75,8 @@ def run(settings: Settings, ctx: Context) -> Result:
         for text in read_texts(settings.data or [], ctx):
             size["documents"] += 1
             size["bytes"] += len(text.encode("utf-8"))
-            if sum(map(len, sample)) < 500_000:
-                sample.append(text)
+            room = SAMPLE_CHARACTERS - sum(map(len, sample))
+            sample.extend([text[:room]] if room > 0 else [])
             yield text
 
     ctx.progress(doing="reading text")
@@ -136,11 +140,15 @@ def learn(settings: Settings, texts: Iterator[str]) -> tokenizers.Tokenizer:
             tokenizer.decoder = decoders.WordPiece()
             trainer = trainers.WordPieceTrainer(**options)
         case "char":
-            tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+            letters = Counter(chain.from_iterable(texts))  # counted here: a trainer would keep a string for each letter
+            known = [letter for letter, _ in letters.most_common(settings.vocab_size - len(special))]
+            tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *known])}, UNKNOWN))
             tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
             tokenizer.decoder = decoders.Fuse()
-            trainer = trainers.WordLevelTrainer(**options)
-    tokenizer.train_from_iterator(texts, trainer)
+            tokenizer.add_special_tokens(special)
+            trainer = None
+    if trainer is not None:
+        tokenizer.train_from_iterator(texts, trainer)
     begin = (BOS, tokenizer.token_to_id(BOS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[begin]

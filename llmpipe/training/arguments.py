@@ -55,6 +55,7 @@ def build(
     every = max(1, steps // EVALUATIONS)
     merged.setdefault("eval_steps", every)
     merged.setdefault("save_steps", merged["eval_steps"])
+    merged.setdefault("save_strategy", "steps")
     merged.setdefault("per_device_eval_batch_size", max(1, 16384 // row_tokens))
     try:
         return cls(
@@ -63,7 +64,6 @@ def build(
             output_dir=str(ctx.checkpoints),
             seed=ctx.seed,
             eval_strategy="steps" if measured else "no",
-            save_strategy=merged.pop("save_strategy", "steps"),
             save_total_limit=None,  # Trainer rotates by file time, which a clock that is set back turns against it
             remove_unused_columns=False,
             logging_nan_inf_filter=False,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_model
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmpipe.artifact import read_json, write_json
@@ -81,6 +81,10 @@ class Measured:
             dist.all_reduce(total)
         model.train(was_training)
         return float(total[0] / total[1]) if total[1] else math.nan
+
+
+class PretrainTrainer(Measured, Trainer):  # type: ignore[misc]
+    """Trainer with these guards and measures."""
 
 
 @dataclass

@@ -26,8 +26,9 @@ def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     closing = [tokenizer.eos_token_id]
     texts = iter(texts)
     while chunk := list(islice(texts, 512)):
-        for ids in tokenizer(chunk, add_special_tokens=False, return_attention_mask=False)["input_ids"]:
-            yield opening + ids + closing
+        # the rust tokenizer itself: the wrapper around it also builds offsets and masks, at twice the time
+        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
+            yield opening + encoding.ids + closing
 
 
 def write_tokens(documents: Iterable[list[int]], path: Path, *, vocab_size: int) -> tuple[int, int]:
