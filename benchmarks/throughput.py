@@ -46,7 +46,7 @@ def make_rows(folder: Path, rows: int, context: int) -> PackedTokens:
     tokens = np.random.default_rng(0).integers(3, VOCAB, rows * context).astype(np.uint16)
     tokens[::40] = 1
     tokens.tofile(folder / "tokens")
-    return PackedTokens(folder / "tokens", block=context, vocab_size=VOCAB, bos=1, documents=len(tokens) // 40)
+    return PackedTokens(folder / "tokens", block=context, vocab_size=VOCAB, bos=1, eos=2, documents=len(tokens) // 40)
 
 
 def bare_loop(model: LlamaForCausalLM, data: PackedTokens, rows: int, steps: int) -> float:

@@ -13,9 +13,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llmpipe.errors import LockedError, Problem, StageError
 
 OUTPUT_FOLDERS = {"tokenizer": "tokenizer", "causal-lm": "model", "dataset": "data", "scores": "scores.json"}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SHORT_WRITE = r"\d+ requested and \d+ written|inline_container.*unexpected pos|PytorchStreamWriter failed writing"
 
 
 class _Record(BaseModel):
@@ -57,7 +62,6 @@ class StepRecord(_Record):
     seed: int
     settings: dict[str, Any]
     inputs: list[Input]
-    allow_code: bool = False
 
 
 class Gate(BaseModel):
@@ -132,11 +136,35 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StageError(Problem(f"cannot be written: {error.strerror}", where=str(path))) from error
+        raise cannot_write(error, path) from error
     sync_folder(path.parent)
+
+
+def cannot_write(error: Exception, path: Path) -> StageError:
+    """Say why something cannot be written; where room has run out, how much is left."""
+    if not is_out_of_room(error):
+        reason = error.strerror if isinstance(error, OSError) else error
+        return StageError(Problem(f"cannot be written: {reason}", where=str(path)))
+    folder = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    return StageError(
+        Problem(f"there is no room to write: {free_mb:,.0f} MB are free on its disk", where=str(path)),
+        hint="make room (or see `ulimit -f`) and give the same command again; nothing that was complete is lost",
+    )
+
+
+def is_out_of_room(error: BaseException) -> bool:
+    """Tell whether a write failed because a disk, a quota or a file-size limit was full.
+
+    Only Python's own files say so by number: safetensors 0.8 puts it into its text, numpy 2 counts what is missing,
+    and torch 2.13 finds its archive shorter than it should be.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    return any(os.strerror(number) in str(error) for number in FULL) or bool(re.search(SHORT_WRITE, str(error)))
 
 
 def sync_folder(folder: Path) -> None:
@@ -212,8 +240,12 @@ def lock(run_dir: Path, name: str = ".lock", *, wait_s: float = 0) -> FileLock:
             f"{run_dir} is in use by another llmpipe{by}", hint="wait for it, or give this run a folder: --run DIR"
         ) from None
     except OSError as error:
-        raise StageError(Problem(f"cannot be written: {error.strerror}", where=str(run_dir))) from error
-    write_json(path.with_name(f"{name}.json"), {"pid": os.getpid(), "host": socket.gethostname()})
+        raise cannot_write(error, run_dir) from error
+    try:
+        write_json(path.with_name(f"{name}.json"), {"pid": os.getpid(), "host": socket.gethostname()})
+    except StageError:
+        holder.release()
+        raise
     return holder
 
 

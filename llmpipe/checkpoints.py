@@ -48,8 +48,11 @@ def mark_complete(path: Path, *, step: int) -> None:
 
 
 def rotate(folder: Path, *, keep: set[int]) -> None:
-    """Delete all complete checkpoints but the given steps, the marker first, so that no half of one looks whole."""
-    for step, path in complete_checkpoints(folder):
+    """Delete all complete checkpoints but the given steps and the newest two, one of which a disk may spoil.
+
+    The marker goes first, so that no half of one looks whole.
+    """
+    for step, path in complete_checkpoints(folder)[:-2]:
         if step not in keep:
             (path / MARKER).unlink()
             shutil.rmtree(path)

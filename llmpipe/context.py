@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llmpipe.artifact import OUTPUT_FOLDERS, Gate, Manifest, StepRecord, read_manifest
+from llmpipe.artifact import OUTPUT_FOLDERS, Gate, Manifest, StepRecord, read_manifest, write_text
 from llmpipe.errors import StageError
 from llmpipe.settings import AnySource, HubSource, PathSource, StageSource
 
@@ -72,7 +72,9 @@ class Context:
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line).get("step", 0) <= step]
-        path.write_text("".join(kept), encoding="utf-8", newline="\n")
+        write_text(path, "".join(kept))
+        if kept:
+            self.started = time.monotonic() - json.loads(kept[-1])["time_s"]  # the clock goes on, too
 
     def progress(self, **numbers: Any) -> None:
         """Update the progress line only: step, max_steps, loss, tokens_per_s."""

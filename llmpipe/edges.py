@@ -36,26 +36,31 @@ def upstream(settings: StageSettings) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def connect(parsed: dict[str, StageSettings], tree: Tree, problems: list[Problem]) -> dict[str, StageSettings]:
+def connect(
+    parsed: dict[str, StageSettings | None], tree: Tree, problems: list[Problem], *, skipped: dict[str, set[str]]
+) -> dict[str, StageSettings]:
     """Fill omitted inputs, check every edge, and return the stages in an order that can be run.
 
-    What is wrong is appended to `problems`.
+    What is wrong is appended to `problems`. A stage that could not be read is None, and `skipped` names the keys of
+    the others that could not be; neither leads to a second problem here.
     """
-    made = {name: stages.load(settings.kind).produces(settings) for name, settings in parsed.items()}
+    made = {name: stages.load(s.kind).produces(s) if s else None for name, s in parsed.items()}
     connected: dict[str, StageSettings] = {}
     for name, settings in parsed.items():
+        if settings is None:
+            continue
         filled: dict[str, Any] = {}
         for field, accepts in input_fields(settings):
-            path: KeyPath = ("stages", name, field)
             if getattr(settings, field) is None:
-                if field not in settings.unused_inputs():
+                if field not in settings.unused_inputs() | skipped.get(name, set()):
                     fill = _fill(name, field, accepts, made, tree, problems)
                     filled |= {field: fill} if fill else {}
                 continue
-            for source in sources_of(settings, field):
+            for index, source in enumerate(sources_of(settings, field)):
                 if isinstance(source, StageSource):
+                    item: KeyPath = ("stages", name, field, index)
                     problem = _edge_problem(name, source.stage, accepts, made, tree)
-                    problems += [tree.problem(path, problem)] if problem else []
+                    problems += [tree.problem(item if item in tree.values else item[:-1], problem)] if problem else []
         connected[name] = settings.model_copy(update=filled)
     return _ordered(connected, tree, problems)
 
@@ -66,12 +71,14 @@ def _fill(
     """Find the one earlier stage that fits an omitted input."""
     earlier = list(made)[: list(made).index(name)]
     fitting = [other for other in earlier if made[other] in accepts.artifacts] if accepts.fill else []
+    if accepts.fill and any(made[other] is None for other in earlier):
+        return None  # a stage that cannot be read yet may be the one
     if len(fitting) == 1:
         return StageSource(stage=fitting[0], weight=1.0)
     wanted = " or ".join(accepts.artifacts)
     if fitting:
-        message = f"name the {field}: {_listed(fitting)} all fit, such as `{field}: {fitting[-1]}`"
-        message = message.replace(" all fit", " both fit") if len(fitting) == 2 else message
+        how_many = "both" if len(fitting) == 2 else "all"
+        message = f"name the {field}: {_listed(fitting)} {how_many} fit, such as `{field}: {fitting[-1]}`"
     else:
         message = f"needs `{field}:` ({wanted}), and no earlier stage makes one"
     problems.append(tree.problem(("stages", name), message, at_key=True))
@@ -86,7 +93,7 @@ def _edge_problem(name: str, target: str, accepts: Accepts, made: dict[str, Any]
     if target not in made:
         known = f"; stages here: {', '.join(other for other in made if other != name) or 'none'}"
         return f"no stage is called '{target}'{did_you_mean(target, fitting or list(made)) or known}"
-    if made[target] not in accepts.artifacts:
+    if made[target] is not None and made[target] not in accepts.artifacts:
         better = [f"'{other}' (line {tree.keys['stages', other].line})" for other in fitting]
         is_one = f"; {' and '.join(better)} {'is one' if len(better) == 1 else 'are such'}" if better else ""
         return f"stage '{target}' makes a {made[target]}, a {wanted} is needed{is_one}"

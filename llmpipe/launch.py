@@ -6,18 +6,22 @@ it, so a stage starts in a fraction of a second and its memory is freed when it 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Literal
 
 from llmpipe import worker
 from llmpipe.errors import StageError
@@ -38,16 +42,17 @@ class Worker:
     events: Connection
     process: BaseProcess | subprocess.Popen[bytes]
 
-    def ask_to_stop(self, how: worker.Stop) -> None:
-        """Ask the worker to finish its step, save and end."""
-        try:
+    def ask_to_stop(self, how: worker.Stop | Literal["kill"]) -> None:
+        """Ask the worker to finish its step, save and end; `kill` leaves out all but the end."""
+        with contextlib.suppress(OSError):  # it has just ended by itself
             self.events.send(how)
-        except (BrokenPipeError, OSError):
-            pass  # it has just ended by itself
 
     def kill(self) -> None:
         """End the worker at once; complete checkpoints stay valid."""
-        self.process.kill()
+        if isinstance(self.process, subprocess.Popen):
+            self.ask_to_stop("kill")  # ranks lead sessions of their own, and torchrun ends the others when one ends
+        else:
+            self.process.kill()
 
     def wait(self) -> int:
         """Wait for the end and return the exit code, negative for a signal."""
@@ -79,7 +84,21 @@ def warm_up() -> None:
         _context()
         from multiprocessing.forkserver import ensure_running
 
-        ensure_running()
+        with _ctrl_c_ignored():
+            ensure_running()
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Start a process that a Ctrl-C at the terminal does not reach; it is the runner's to answer."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def start(run_dir: Path, name: str, *, processes: int) -> Worker:

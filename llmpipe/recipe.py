@@ -5,21 +5,20 @@ The whole recipe is valid before its first stage starts: names, types, Hugging F
 
 from __future__ import annotations
 
-import types
-import typing
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError
 
 from llmpipe import edges, passthrough, stages, yaml_tree
 from llmpipe.data.rows import expand
 from llmpipe.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
-from llmpipe.settings import STAGE_NAME, Passthrough, PathSource, StageSettings, Strict
+from llmpipe.settings import STAGE_NAME, Accepts, Passthrough, StageSettings, Strict
+from llmpipe.wording import message_of, shown_value, yaml_path
 from llmpipe.yaml_tree import KeyPath, Tree
 
 
@@ -53,10 +52,11 @@ def find(name: str) -> Path:
     Raises:
         UsageError: neither exists; the near names are listed.
     """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path / "recipe.yaml" if path.is_dir() else path
-    shipped = shipped_recipes()
+    path, shipped = Path(name), shipped_recipes()
+    if path.is_dir() and ((path / "recipe.yaml").exists() or name not in shipped):
+        return path / "recipe.yaml"
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
     if name in shipped:
         return shipped[name]
     raise UsageError(
@@ -86,160 +86,141 @@ def check(tree: Tree, path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """Check a tree that was read from `path`."""
     if not isinstance(tree.data, dict):
         raise RecipeError(tree.problem((), "a recipe is a mapping with `name:` and `stages:`"))
-    for override in overrides:
-        _apply(tree, override)
-    problems: list[Problem] = []
+    problems = [problem for override in overrides for problem in _apply(tree, override)]
     top = _validate(RecipeFile, tree.data, (), tree, problems)
-    parsed: dict[str, StageSettings] = {}
     written = tree.data.get("stages")
+    parsed: dict[str, StageSettings | None] = {}
+    skipped: dict[str, set[str]] = {}
     for name, raw in (written.items() if isinstance(written, dict) else ()):
-        settings = _stage(name, raw, tree, problems)
-        if settings is not None:
-            parsed[name] = settings
-            problems += _option_problems(name, settings, tree)
-            problems += _missing_files(name, settings, path.parent, tree)
-    if top is not None and len(parsed) == len(top.stages):
-        parsed = edges.connect(parsed, tree, problems)
+        parsed[name], skipped[name] = _stage(name, raw, path.parent, tree, problems)
+    connected = edges.connect(parsed, tree, problems, skipped=skipped)
     if problems or top is None:
         raise RecipeError(_in_file_order(problems), hint=_hint(problems, tree))
-    return Recipe(name=top.name, seed=top.seed, stages=parsed, path=path, tree=tree)
+    return Recipe(name=top.name, seed=top.seed, stages=connected, path=path, tree=tree)
 
 
-def _stage(name: str, raw: Any, tree: Tree, problems: list[Problem]) -> StageSettings | None:
+def _stage(
+    name: str, raw: Any, base: Path, tree: Tree, problems: list[Problem]
+) -> tuple[StageSettings | None, set[str]]:
+    """Check one stage; where a key is wrong, return what the others say, so that edges are checked all the same."""
     path: KeyPath = ("stages", name)
     if not isinstance(raw, dict):
         problems.append(tree.problem(path, "a stage is a mapping, such as {kind: sft, ...}"))
-        return None
+        return None, set()
     kind = raw.get("kind")
     if kind is None:
         problems.append(tree.problem(path, f"has no `kind:`; kinds are {', '.join(stages.STAGES)}", at_key=True))
-        return None
-    if kind not in stages.STAGES:
+        return None, set()
+    if not isinstance(kind, str) or kind not in stages.STAGES:
         known = did_you_mean(str(kind), list(stages.STAGES)) or f"; kinds are {', '.join(stages.STAGES)}"
-        problems.append(tree.problem((*path, "kind"), f"'{kind}' is not a kind of stage{known}"))
-        return None
-    return _validate(stages.load(kind).Settings, raw, path, tree, problems)
+        problems.append(tree.problem((*path, "kind"), f"{shown_value(kind)} is not a kind of stage{known}"))
+        return None, set()
+    model = stages.load(kind).Settings
+    found: list[Problem] = []
+    settings = _validate(model, raw, path, tree, found)
+    problems += [*found, *_option_problems(name, model, raw, tree), *_missing_files(name, model, raw, base, tree)]
+    if settings is not None:
+        return settings, set()
+    bad = {str(problem.path).removeprefix(f"stages.{name}").lstrip(".").partition(".")[0] for problem in found}
+    rest = {key: value for key, value in raw.items() if key not in bad}
+    return _validate(model, rest, path, tree, []), bad
 
 
-def _validate(
-    model: type[Any], raw: Any, path: KeyPath, tree: Tree, problems: list[Problem]
-) -> Any | None:
+def _validate(model: type[Any], raw: Any, path: KeyPath, tree: Tree, problems: list[Problem]) -> Any | None:
     """Validate with pydantic and put its messages at their place in the file."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            where = (*path, *_yaml_path(raw, details["loc"]))
-            unknown = details["type"] == "extra_forbidden"
-            problems.append(tree.problem(where, _message(model, details), at_key=unknown or details["type"] == "missing"))
+            where = (*path, *yaml_path(raw, details["loc"]))
+            at_key = details["type"] in ("extra_forbidden", "missing") or details["loc"][-1:] in ((), ("[key]",))
+            problems.append(tree.problem(where, message_of(model, details), at_key=at_key))
         return None
 
 
-def _yaml_path(raw: Any, loc: tuple[str | int, ...]) -> KeyPath:
-    """Leave out of pydantic's location what is not in the file: the tags of unions, the index of a lone item."""
-    path: list[str | int] = []
-    for part in loc:
-        if isinstance(raw, dict) and part in raw:
-            raw = raw[str(part)]
-        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
-            raw = raw[part]
-        elif isinstance(raw, dict) and part == loc[-1] and part not in _TAGS:
-            pass  # a missing key: name it
-        else:
-            continue
-        path.append(part)
-    return tuple(path)
-
-
-_TAGS = {"stage", "path", "hub", "builtin", "size", "arch", "[key]"}
-
-
-def _message(model: type[BaseModel], details: ErrorDetails) -> str:
-    """Word pydantic's message the way a recipe's author speaks."""
-    kind, loc, value = details["type"], details["loc"], details["input"]
-    if kind == "extra_forbidden":
-        key = str(loc[-1])
-        known = list(_field_names(model.model_fields[str(loc[0])].annotation)) if len(loc) > 1 else list(model.model_fields)
-        trainer = model.model_fields.get("trainer")
-        if len(loc) == 1 and trainer:
-            (options,) = (extra for extra in trainer.metadata if isinstance(extra, Passthrough))
-            if key in passthrough.options_of(options.config_class):
-                return "unknown key; it is a trainer option, so write it under `trainer:`"
-        return f"unknown key{did_you_mean(key, known) or '; known are ' + ', '.join(known)}"
-    if kind == "missing":
-        return "is missing"
-    message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    if kind == "string_pattern_mismatch" and details.get("ctx", {}).get("pattern") == STAGE_NAME:
-        message = "must be a name of lower-case letters, digits, - and _, beginning with a letter"
-    if isinstance(value, str | int | float | bool) or value is None:
-        message += f", not {'empty' if value is None else repr(value)}"
-    return message
-
-
-def _field_names(annotation: Any) -> Iterator[str]:
-    """Yield the field names of all models within a type."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield from annotation.model_fields
-    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated, list, dict):
-        for argument in typing.get_args(annotation):
-            yield from _field_names(argument)
-
-
-def _option_problems(name: str, settings: StageSettings, tree: Tree) -> Iterator[Problem]:
+def _option_problems(name: str, model: type[StageSettings], raw: dict[str, Any], tree: Tree) -> Iterator[Problem]:
     """Check the Hugging Face options of a stage for name, type and the ones that are reserved."""
-    for field, info in type(settings).model_fields.items():
+    for field, info in model.model_fields.items():
+        values = raw.get(field)
         for extra in info.metadata:
-            if not isinstance(extra, Passthrough):
+            if not isinstance(extra, Passthrough) or not isinstance(values, dict):
                 continue
-            values: dict[str, Any] = getattr(settings, field) or {}
-            for key in values:
-                if key in extra.reserved:
-                    message = f"is reserved: {extra.reserved[key]}"
-                    yield tree.problem(("stages", name, field, key), message, at_key=True)
-            free = {key: value for key, value in values.items() if key not in extra.reserved}
+            reserved = {key for key in values if key in extra.reserved}
+            for key in reserved:
+                yield tree.problem(("stages", name, field, key), f"is reserved: {extra.reserved[key]}", at_key=True)
+            free = {key: value for key, value in values.items() if key not in reserved}
             for key, message in passthrough.option_problems(extra.config_class, free):
                 unknown = key not in passthrough.options_of(extra.config_class)
                 yield tree.problem(("stages", name, field, key), message, at_key=unknown)
 
 
-def _missing_files(name: str, settings: StageSettings, base: Path, tree: Tree) -> Iterator[Problem]:
-    for field, accepts in edges.input_fields(settings):
-        for index, source in enumerate(edges.sources_of(settings, field)):
-            if not isinstance(source, PathSource):
+def _missing_files(
+    name: str, model: type[StageSettings], raw: dict[str, Any], base: Path, tree: Tree
+) -> Iterator[Problem]:
+    for field, info in model.model_fields.items():
+        accepts = next((extra for extra in info.metadata if isinstance(extra, Accepts)), None)
+        written = raw.get(field)
+        for index, source in enumerate(written if isinstance(written, list) else [written]):
+            path = source.get("path") if isinstance(source, dict) else None
+            if accepts is None or not isinstance(path, str) or not path:
                 continue
-            tail: KeyPath = (field, index, "path") if isinstance(getattr(settings, field), list) else (field, "path")
-            where = ("stages", name, *_yaml_path(tree.data["stages"][name], tail))
-            if not accepts.is_folder:
-                try:
-                    expand(source.path, base=base)
-                except DataError as error:
-                    yield tree.problem(where, error.problems[0].message)
-            elif not (base / source.path).is_dir():
-                yield tree.problem(where, f"no such folder: {source.path}")
-            elif not any((base / source.path / file).is_file() for file in ("config.json", "tokenizer.json")):
-                yield tree.problem(where, f"{source.path} has no config.json; a Hugging Face model folder is needed")
+            where: KeyPath = ("stages", name, field, *([index] if isinstance(written, list) else []), "path")
+            if message := _file_problem(path, base, is_folder=accepts.is_folder):
+                yield tree.problem(where, message)
 
 
-def _apply(tree: Tree, override: str) -> None:
+def _file_problem(path: str, base: Path, *, is_folder: bool) -> str | None:
+    """Say why a path cannot be an input: data files, or the folder of a model or tokenizer."""
+    if not is_folder:
+        try:
+            expand(path, base=base)
+        except DataError as error:
+            return error.problems[0].message
+    elif not (base / path).is_dir():
+        return f"no such folder: {path}"
+    elif not any((base / path / file).is_file() for file in ("config.json", "tokenizer.json")):
+        return f"{path} has no config.json; a Hugging Face model folder is needed"
+    return None
+
+
+def _apply(tree: Tree, override: str) -> Iterator[Problem]:
     """Set one value from `--set`; the value is read as YAML, so 2e-5, true and [a, b] mean what they do in a file."""
     where = f"--set {override}"
+    path, value, problems = parse_override(override, where=where)
+    yield from problems
+    known = tree.data.get("stages")
+    if problems or (path[0] == "stages" and not isinstance(known, dict)):
+        return
+    if path[0] != "stages" and len(path) > 1:
+        yield Problem(f"{path[0]} holds no keys", where=where)
+    elif path[0] == "stages" and (len(path) == 1 or path[1] not in known):
+        near = did_you_mean(path[1], list(known)) if len(path) > 1 else ""
+        yield Problem(f"no stage is called '{path[-1]}'{near or '; stages are ' + ', '.join(known)}", where=where)
+    elif path[0] == "stages" and len(path) == 2:
+        yield Problem(f"'{path[1]}' is a stage; write a key of it: {path[1]}.KEY=VALUE", where=where)
+    elif problem := yaml_tree.assign(tree.data, path, value):
+        yield Problem(problem, where=where)
+    else:
+        tree.relabel(tuple(path), where)
+
+
+def parse_override(override: str, *, where: str) -> tuple[tuple[str, ...], Any, list[Problem]]:
+    """Split `key=value` into the path from the top of the recipe and a YAML value; an empty value is null."""
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise UsageError(Problem("write it as stage.key=value", where=where))
-    value = yaml_tree.parse(text, shown_as=where).data if text.strip() else None
-    parts = tuple(dotted.split("."))
-    path: KeyPath = parts if parts[0] in ("name", "seed", "stages") else ("stages", *parts)
-    known = tree.data.get("stages") or {}
-    if path[0] == "stages" and (len(path) < 3 or path[1] not in known):
-        message = f"no stage is called '{path[1]}'{did_you_mean(str(path[1]), list(known))}" if len(path) > 1 else "too short"
-        raise RecipeError(Problem(message, where=where), hint=f"stages: {', '.join(known)}")
-    tree.set(path, value, where=where)
+    path = tuple(part.strip() for part in dotted.split("."))
+    if not equals or not all(path):
+        return path, None, [Problem("write it as stage.key=value", where=where)]
+    path = path if path[0] in ("name", "seed", "stages") else ("stages", *path)
+    try:
+        return path, yaml_tree.parse(text, shown_as=where).data if text.strip() else None, []
+    except RecipeError as error:
+        return path, None, [Problem(problem.message, where=where) for problem in error.problems]
 
 
 def _in_file_order(problems: list[Problem]) -> list[Problem]:
     def place(problem: Problem) -> tuple[int, int]:
-        parts = (problem.where or "").rsplit(":", 2)
-        return (int(parts[1]), int(parts[2])) if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit() else (0, 0)
+        found = re.search(r":(\d+):(\d+)$", problem.where or "")
+        return (int(found[1]), int(found[2])) if found else (0, 0)
 
     return sorted(problems, key=place)
 
@@ -248,9 +229,11 @@ def _hint(problems: list[Problem], tree: Tree) -> str | None:
     """Point to the command that lists what may be written where the first unknown option stands."""
     for problem in problems:
         parts = (problem.path or "").split(".")
-        if len(parts) > 2 and ("not an option" in problem.message or "unknown key" in problem.message):
-            kind = tree.data["stages"][parts[1]].get("kind")
-            return f"llmpipe options {kind} {parts[-1].split('_')[0]}"
+        if parts[0] == "stages" and ("not an option" in problem.message or "unknown key" in problem.message):
+            stage = tree.data["stages"].get(parts[1])
+            near = re.search(r"did you mean (\w+)", problem.message)
+            word = near[1] if near else parts[-1] if "it is one of" in problem.message else ""
+            return f"llmpipe options {stage['kind']} {word.split('_')[0]}".rstrip() if stage else None
     return None
 
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from llmpipe import artifact, console, launch, worker
-from llmpipe.checkpoints import drop_incomplete
+from llmpipe.checkpoints import complete_checkpoints, drop_incomplete
 from llmpipe.context import Event
 from llmpipe.errors import DataError, LlmpipeError, Problem, StageError, StoppedError, UsageError
 from llmpipe.plan import Step
@@ -37,6 +37,30 @@ class _Outcome:
     seconds: float = 0.0
     failure: LlmpipeError | None = None
     last: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Stop:
+    """What the user's signals ask for: the first has the step at work finish and save, the next ends it at once."""
+
+    in_process: bool
+    asked: list[worker.Stop] = field(default_factory=list)
+    at_work: launch.Worker | None = None
+
+    def __call__(self, how: worker.Stop) -> None:
+        self.asked.append(how)
+        if len(self.asked) == 1 and (self.at_work or self.in_process):
+            if self.at_work:
+                self.at_work.ask_to_stop(how)
+            console.say("  stopping after this step and saving; once more to stop at once", style="yellow")
+        elif self.at_work:
+            self.at_work.kill()
+        else:
+            raise self.error("stopped at once")
+
+    def error(self, message: str) -> StoppedError:
+        """Say that the run was stopped; the exit code tells Ctrl-C from SIGTERM."""
+        return StoppedError(message, hint="the same command goes on", interrupted=self.asked[-1] == "interrupt")
 
 
 def open_run(run_dir: Path) -> None:
@@ -67,36 +91,43 @@ def run(steps: Sequence[Step], run_dir: Path, options: Options) -> None:
         LlmpipeError: a step failed or was stopped; the error says what to do next.
     """
     todo = [step for step in steps if step.action not in ("skip", "wait")]
+    stop = _Stop(in_process=options.in_process)
     if todo and not options.in_process and options.processes == 1:
         launch.warm_up()
-    for step in todo:
-        prepare(step, run_dir)
-        _run_step(step, run_dir, options)
+    with _signals(stop):
+        for step in todo:
+            prepare(step, run_dir)
+            _run_step(step, run_dir, options, stop)
+            if stop.asked:  # too late for this step to notice
+                raise stop.error(f"stopped after {step.name}, which is done")
 
 
 def prepare(step: Step, run_dir: Path) -> None:
     """Put the stage's folder in order and write step.json; an output that is replaced moves to .history."""
     folder = run_dir / step.name
-    if step.action == "resume":
-        drop_incomplete(folder / "checkpoints")
-        return
-    old = artifact.read_step(folder)
-    if folder.exists():
-        if old is not None and artifact.read_manifest(folder) is not None:
-            _to_history(folder, run_dir / ".history" / f"{step.name}-{old.fingerprint[:8]}")
-        else:
-            shutil.rmtree(folder)  # an unfinished attempt without a complete checkpoint holds nothing
-    folder.mkdir(parents=True)
+    try:
+        if step.action == "resume":
+            drop_incomplete(folder / "checkpoints")
+            return
+        _clear(folder, run_dir / ".history")
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise artifact.cannot_write(error, folder) from error
     artifact.write_json(folder / "step.json", step.record)
 
 
-def _to_history(folder: Path, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    free = next(path for path in (target, *(Path(f"{target}-{n}") for n in range(2, 10**6))) if not path.exists())
-    folder.rename(free)
+def _clear(folder: Path, history: Path) -> None:
+    """Make way for a stage: what cost time moves to the history, an attempt without a complete checkpoint goes."""
+    old = artifact.read_step(folder)
+    if old and (artifact.read_manifest(folder) or complete_checkpoints(folder / "checkpoints")):
+        history.mkdir(exist_ok=True)
+        names = (f"{folder.name}-{old.fingerprint[:8]}{number}" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
+        folder.rename(next(history / name for name in names if not (history / name).exists()))
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
-def _run_step(step: Step, run_dir: Path, options: Options) -> None:
+def _run_step(step: Step, run_dir: Path, options: Options, stop: _Stop) -> None:
     with console.Live(step.name) as live:
         outcome = _Outcome()
 
@@ -104,9 +135,9 @@ def _run_step(step: Step, run_dir: Path, options: Options) -> None:
             _show(event, live, outcome, options)
 
         if options.in_process:
-            code = _in_process(run_dir, step.name, on_event)
+            code = _in_process(run_dir, step.name, on_event, stop)
         else:
-            code = _in_worker(launch.start(run_dir, step.name, processes=options.processes), on_event)
+            code = _in_worker(launch.start(run_dir, step.name, processes=options.processes), on_event, stop)
     if outcome.failure is not None:
         raise _with_place(outcome.failure, step.name)
     if outcome.metrics is None:
@@ -133,46 +164,31 @@ def _show(event: Event, live: console.Live, outcome: _Outcome, options: Options)
             outcome.failure = event["failure"]
 
 
-def _in_process(run_dir: Path, name: str, on_event: Callable[[Event], None]) -> int:
+def _in_process(run_dir: Path, name: str, on_event: Callable[[Event], None], stop: _Stop) -> int:
     """Run a step here, for debuggers and profilers; Ctrl-C then stops as in a worker, after the step."""
     launch.set_environment()
-    asked: list[worker.Stop] = []
-    with _signals(lambda how: asked.append(how)):
-        return worker.run_reporting(run_dir, name, emit=on_event, stop=lambda: asked[-1] if asked else None)
+    return worker.run_reporting(run_dir, name, emit=on_event, stop=lambda: stop.asked[-1] if stop.asked else None)
 
 
-def _in_worker(process: launch.Worker, on_event: Callable[[Event], None]) -> int:
-    """Follow a worker to its end. The first Ctrl-C or SIGTERM asks it to stop after its step, the second kills it."""
-    asked: list[worker.Stop] = []
-
-    def relay(how: worker.Stop) -> None:
-        asked.append(how)
-        if len(asked) == 1:
-            process.ask_to_stop(how)
-            console.say("  stopping after this step and saving; once more to stop at once", style="yellow")
-        else:
-            process.kill()
-
-    with _signals(relay):
-        while True:
-            try:
-                on_event(process.events.recv())
-            except (EOFError, ConnectionResetError):
-                break
-        code = process.wait()
+def _in_worker(process: launch.Worker, on_event: Callable[[Event], None], stop: _Stop) -> int:
+    """Follow a worker to its end."""
+    stop.at_work = process
+    while True:
+        try:
+            on_event(process.events.recv())
+        except (EOFError, ConnectionResetError):
+            break
+    code = process.wait()
+    stop.at_work = None
     process.events.close()
-    if len(asked) > 1:
-        on_event({"event": "error", "failure": _stopped_at_once(asked[-1])})
+    if len(stop.asked) > 1:
+        on_event({"event": "error", "failure": stop.error("stopped at once")})
     return code
-
-
-def _stopped_at_once(how: worker.Stop) -> LlmpipeError:
-    return StoppedError("stopped at once", hint="the same command goes on", interrupted=how == "interrupt")
 
 
 @contextmanager
 def _signals(handle: Callable[[worker.Stop], None]) -> Iterator[None]:
-    """Route SIGINT, SIGTERM and SIGHUP to a handler while a step runs."""
+    """Route SIGINT, SIGTERM and SIGHUP to a handler while steps run."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers; there, the caller has its own
         return

@@ -24,7 +24,7 @@ STAGE_NAME = r"^[a-z][a-z0-9_-]{0,63}$"
 class Strict(BaseModel):
     """A pydantic model that refuses unknown keys and does not turn one type into another."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,19 @@ class Passthrough:
     reserved: dict[str, str]
 
 
+Weight = Annotated[
+    float, Field(gt=0, description="how often the rows are seen in a mix; 2 repeats them, 0.5 halves them")
+]
+Columns = Annotated[
+    dict[str, str] | None, Field(description="your column name for each of ours: {instruction: question}")
+]
+
+
 class StageSource(Strict):
     """The output of another stage of the same recipe."""
 
     stage: str = Field(description="name of an earlier stage")
-    weight: float = Field(1.0, gt=0, description="how often the rows are seen in a mix; 2 repeats them, 0.5 halves them")
+    weight: Weight = 1.0
 
 
 class PathSource(Strict):
@@ -67,8 +75,8 @@ class PathSource(Strict):
 
     path: str = Field(min_length=1, description="file, folder or glob; relative to the recipe file")
     format: str | None = Field(None, description="row format; detected from the columns when left out")
-    columns: dict[str, str] | None = Field(None, description="your column name for each of ours: {instruction: question}")
-    weight: float = Field(1.0, gt=0, description="how often the rows are seen in a mix; 2 repeats them, 0.5 halves them")
+    columns: Columns = None
+    weight: Weight = 1.0
 
 
 class HubSource(Strict):
@@ -79,8 +87,8 @@ class HubSource(Strict):
     split: str = Field("train", description="split of a data set")
     name: str | None = Field(None, description="configuration of a data set")
     format: str | None = Field(None, description="row format; detected from the columns when left out")
-    columns: dict[str, str] | None = Field(None, description="your column name for each of ours: {instruction: question}")
-    weight: float = Field(1.0, gt=0, description="how often the rows are seen in a mix; 2 repeats them, 0.5 halves them")
+    columns: Columns = None
+    weight: Weight = 1.0
 
 
 class BuiltinSource(Strict):
@@ -88,28 +96,32 @@ class BuiltinSource(Strict):
 
     builtin: Literal["storyworld"] = Field(description="storyworld: children's stories from a small grammar")
     rows: int | None = Field(None, gt=0, description="stories or conversations to generate")
-    weight: float = Field(1.0, gt=0, description="how often the rows are seen in a mix; 2 repeats them, 0.5 halves them")
+    weight: Weight = 1.0
 
 
-def _from_bare_name(value: Any) -> Any:
-    return {"stage": value} if isinstance(value, str) else value
+SOURCE_KEYS = ("stage", "path", "hub", "builtin", "size", "arch")
 
 
-bare_name = BeforeValidator(_from_bare_name)
-"""A bare text where a source is expected is a stage's name."""
-
-
-def source_key(value: Any) -> str:
-    """Tell the kind of a source from the one key that names it."""
+def source_key(value: Any) -> str | None:
+    """Tell the kind of a source from the key that names it."""
     keys = value if isinstance(value, dict) else value.model_dump() if isinstance(value, BaseModel) else {}
-    found = [key for key in ("stage", "path", "hub", "builtin", "size", "arch") if key in keys]
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
+    return next((key for key in SOURCE_KEYS if key in keys), None)
+
+
+def _one_source(value: Any) -> Any:
+    """Read a bare text as a stage's name; refuse what names no source or several (a discriminator may not)."""
+    if isinstance(value, str):
+        return {"stage": value}
+    if source_key(value) is None:
+        message = "say where it comes from: {stage: NAME}, {path: FILE}, {hub: ID}, or just a stage's name"
+        raise PydanticCustomError("source", message)
+    if isinstance(value, dict) and len(found := [key for key in SOURCE_KEYS if key in value]) > 1:
         raise PydanticCustomError("source", "name one source, not both {keys}", {"keys": " and ".join(found)})
-    raise PydanticCustomError(
-        "source", "say where it comes from: {{stage: NAME}}, {{path: FILE}}, {{hub: ID}}, or just a stage's name", {}
-    )
+    return value
+
+
+bare_name = BeforeValidator(_one_source)
+"""A bare text where a source is expected is a stage's name."""
 
 
 DataSource = Annotated[
@@ -154,7 +166,9 @@ Count = Annotated[
     int,
     BeforeValidator(_count),
     Field(gt=0),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\d+(\.\d+)?[kMB]?$"}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\d+(\.\d+)?[kMB]?$"}]}
+    ),
 ]
 """A number of tokens or parameters; `64k`, `10M` and `1.5B` are powers of ten."""
 
@@ -176,8 +190,8 @@ class HeldOut(Strict):
     when rows are added. A corpus of fewer than 20 documents gives the tail of each.
     """
 
-    share: float = Field(0.05, ge=0, lt=1, description="share of the rows; 0 trains on everything")
-    max_tokens: Count = Field(500_000, description="most held-out tokens to measure at each evaluation")
+    share: float = Field(default=0.05, ge=0, lt=1, description="share of the rows; 0 trains on everything")
+    max_tokens: Count = Field(default=500_000, description="most held-out tokens to measure at each evaluation")
 
 
 TRAINER_RESERVED = {

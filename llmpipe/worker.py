@@ -6,10 +6,8 @@ puts its address in LLMPIPE_EVENTS.
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
-import shutil
 import signal
 import sys
 import threading
@@ -23,7 +21,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmpipe import stages
-from llmpipe.artifact import Manifest, lock, output_hashes, read_step, sha256_of, write_json
+from llmpipe.artifact import (
+    Manifest,
+    cannot_write,
+    is_out_of_room,
+    lock,
+    output_hashes,
+    read_step,
+    sha256_of,
+    write_json,
+)
 from llmpipe.context import Context, Event, Result
 from llmpipe.errors import ExitCode, LlmpipeError, Problem, StageError
 
@@ -52,11 +59,11 @@ def execute(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Ca
             seconds = round(time.monotonic() - begun, 2)
             _commit(ctx, result, started=started, seconds=seconds)
             emit({"event": "done", "metrics": result.metrics, "seconds": seconds})
-    except (OSError, RuntimeError) as error:
-        if "No space left on device" in str(error) or getattr(error, "errno", None) == errno.ENOSPC:
-            free_mb = shutil.disk_usage(run_dir).free / 1e6
-            message = f"the disk is full: {free_mb:.0f} MB are free at {run_dir}"
-            raise StageError(message, hint="make room and give the same command again; nothing that was complete is lost") from error
+    except LlmpipeError:
+        raise
+    except Exception as error:
+        if is_out_of_room(error):
+            raise cannot_write(error, ctx.dir) from error
         raise
     finally:
         if holder is not None:
@@ -130,8 +137,8 @@ def run_reporting(run_dir: Path, name: str, *, emit: Callable[[Event], None], st
         traceback.print_exc()
         last = traceback.extract_tb(bug.__traceback__)[-1]
         message = f"{type(bug).__name__}: {bug} ({Path(last.filename).name}:{last.lineno})"
-        failure = StageError(message, hint=f"the whole traceback is in {run_dir / name / 'log.txt'}")
-        emit({"event": "error", "failure": failure})
+        hint = f"the whole traceback is in {run_dir / name / 'log.txt'}"
+        emit({"event": "error", "failure": StageError(message, hint=hint)})
         return int(ExitCode.FAILED)
     return int(ExitCode.DONE)
 
@@ -140,7 +147,10 @@ def _listen(events: Connection, stop_asked: list[Stop]) -> None:
     """Wait for the runner's word to stop; without a runner there is nobody to work for."""
     try:
         while True:
-            stop_asked.append(events.recv())
+            how = events.recv()
+            if how == "kill":
+                os._exit(int(ExitCode.INTERRUPTED))
+            stop_asked.append(how)
     except (EOFError, OSError):
         os._exit(int(ExitCode.FAILED))
 

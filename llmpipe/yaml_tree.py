@@ -7,6 +7,7 @@ duplicate key and foreign tag rather than the first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Tree:
     """The values of a YAML file, and the marks of its keys and values by their path."""
 
     file: str
+    text: str = ""
     data: Any = None
     lines: list[str] = field(default_factory=list)
     keys: dict[KeyPath, Mark] = field(default_factory=dict)
@@ -62,23 +64,24 @@ class Tree:
         excerpt = (f"{number} | {line}", f"{' ' * len(number)} | {' ' * (mark.column - 1)}{caret}")
         return Problem(message, where=f"{mark.where}:{mark.line}:{mark.column}", path=dotted, excerpt=excerpt)
 
-    def set(self, path: KeyPath, value: Any, *, where: str) -> None:
-        """Override one value; its mark then names the command line. Missing mappings on the way are made."""
-        target = self.data
-        for depth, key in enumerate(path[:-1]):
-            if not isinstance(target, dict):
-                break
-            target = target.setdefault(key, {})
-            if target is None:
-                raise RecipeError(self.problem(path[: depth + 1], f"is empty, so {where} cannot set a key in it"))
-        if not isinstance(target, dict):
-            dotted = ".".join(map(str, path[:-1]))
-            raise RecipeError(Problem(f"{dotted} holds no keys, so it cannot be set", where=where))
-        target[path[-1]] = value
+    def relabel(self, path: KeyPath, where: str) -> None:
+        """Say that a value comes from the command line: problems with it then name `where` instead of a line."""
         for marks in (self.keys, self.values):
             for stale in [known for known in marks if known[: len(path)] == path]:
                 del marks[stale]
             marks[path] = Mark(where, 0, 0, 0)
+
+
+def assign(document: Any, path: Sequence[str], value: Any) -> str | None:
+    """Set one value in nested mappings, making those that are missing; return what is in the way, if anything."""
+    for depth, key in enumerate(path[:-1], start=1):
+        if document.get(key) is None:
+            document[key] = {}
+        document = document[key]
+        if not isinstance(document, dict):
+            return f"{'.'.join(path[:depth])} is not a mapping, so {path[depth]} cannot be set in it; set it as a whole"
+    document[path[-1]] = value
+    return None
 
 
 def read(path: Path, *, shown_as: str | None = None) -> Tree:
@@ -104,14 +107,15 @@ def read(path: Path, *, shown_as: str | None = None) -> Tree:
 
 def parse(text: str, *, shown_as: str) -> Tree:
     """Build a tree from YAML text; `shown_as` names it in errors."""
-    tree = Tree(file=shown_as, lines=text.splitlines() or [""])
+    tree = Tree(file=shown_as, text=text, lines=text.splitlines() or [""])
     yaml = YAML(typ="safe", pure=True)
     try:
         root = yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{shown_as}:{mark.line + 1}:{mark.column + 1}" if mark else shown_as
-        raise RecipeError(Problem(f"is not YAML: {error.problem or error.context}", where=where)) from None
+        reason = " ".join(part for part in (error.context, error.problem) if part)
+        raise RecipeError(Problem(f"is not YAML: {reason}", where=where)) from None
     except (YAMLError, RecursionError) as error:
         raise RecipeError(Problem(f"is not YAML: {error}".splitlines()[0], where=shown_as)) from None
     if root is None:
@@ -137,9 +141,11 @@ class _Builder:
 
     def value(self, node: Node, path: KeyPath) -> Any:
         self.nodes += 1
-        self.tree.values[path] = self.mark(node)
+        # nothing is written for an empty value: its key is what one can point at
+        empty = node.start_mark.index == node.end_mark.index
+        self.tree.values[path] = self.tree.keys.get(path, self.mark(node)) if empty else self.mark(node)
         if self.nodes > MAX_NODES or len(path) > MAX_DEPTH:
-            raise RecipeError(self.tree.problem(path, "is nested or repeated (by aliases) beyond any real recipe"))
+            raise RecipeError(self.tree.problem(path[:1], "is nested or repeated (by aliases) beyond any real recipe"))
         if isinstance(node, MappingNode):
             return self.mapping(node, path)
         if isinstance(node, SequenceNode):
@@ -148,15 +154,23 @@ class _Builder:
         if node.tag == "tag:yaml.org,2002:timestamp":
             return node.value  # a date is just text to a recipe
         if node.tag not in _SCALARS:
-            self.problems.append(self.tree.problem(path, f"tag {node.tag} is not allowed; a recipe holds plain values"))
+            self.foreign(node, path)
             return None
-        return self.yaml.constructor.construct_object(node)
+        try:
+            return self.yaml.constructor.construct_object(node)
+        except ValueError:  # only where a tag asks for it, as in `!!int abc`
+            self.problems.append(self.tree.problem(path, f"{node.value!r} is not what its tag says"))
+            return None
 
     def mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         if node.tag != "tag:yaml.org,2002:map":
-            self.problems.append(self.tree.problem(path, f"tag {node.tag} is not allowed; a recipe holds plain values"))
+            self.foreign(node, path)
         for key_node, value_node in node.value:
+            if not isinstance(key_node, ScalarNode):
+                self.tree.keys[*path, "?"] = self.mark(key_node)
+                self.problems.append(self.tree.problem((*path, "?"), "a key must be a single word", at_key=True))
+                continue
             key = str(key_node.value)
             here = (*path, key)
             if key in result:
@@ -166,6 +180,11 @@ class _Builder:
                 continue
             self.tree.keys[here] = self.mark(key_node)
             if key == "<<":
-                self.problems.append(self.tree.problem(here, "merge keys are not supported; write the keys out", at_key=True))
+                message = "merge keys are not supported; write the keys out"
+                self.problems.append(self.tree.problem(here, message, at_key=True))
             result[key] = self.value(value_node, here)
         return result
+
+    def foreign(self, node: Node, path: KeyPath) -> None:
+        tag = str(node.tag).replace("tag:yaml.org,2002:", "!!")
+        self.problems.append(self.tree.problem(path, f"tag {tag} is not allowed; a recipe holds plain values"))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from llmpipe.context import Context
 from llmpipe.data import Row, storyworld
 from llmpipe.data.formats import Conversation, conversations, texts
+from llmpipe.data.hub import revision_of
 from llmpipe.data.rows import expand, read_rows
 from llmpipe.errors import DataError, StageError
 from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, StageSource
@@ -50,7 +51,8 @@ def read_conversations(sources: Sequence[AnySource], ctx: Context) -> Iterator[t
 def _conversations(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Conversation]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.instructions(rows=source.rows or STORY_CHATS, seed=ctx.seed)
-        return conversations((Row(f"storyworld: row {n}", dict(row)) for n, row in enumerate(made, 1)), format="messages")
+        rows = (Row(f"storyworld: row {n}", dict(row)) for n, row in enumerate(made, 1))
+        return conversations(rows, format="messages")
     options: dict[str, Any] = {}
     if isinstance(source, PathSource | HubSource):
         options = {"columns": source.columns, "format": source.format}
@@ -65,14 +67,18 @@ def _rows(source: AnySource, ctx: Context) -> Iterator[Row]:
         found = folder / "data" if (folder / "data").is_dir() else folder / "held_out.jsonl"
         return read_rows(expand(str(found), base=Path()))
     assert isinstance(source, HubSource)
-    return _hub_rows(source)
+    return _hub_rows(source, ctx)
 
 
-def _hub_rows(source: HubSource) -> Iterator[Row]:
+def _hub_rows(source: HubSource, ctx: Context) -> Iterator[Row]:
     import datasets
 
+    revision = revision_of(source, ctx, kind="dataset")
+    cached = datasets.DownloadConfig(local_files_only=revision is None)
     try:
-        found = datasets.load_dataset(source.hub, source.name, split=source.split, revision=source.revision)
+        found = datasets.load_dataset(
+            source.hub, source.name, split=source.split, revision=revision, download_config=cached
+        )
     except Exception as error:  # a dozen classes of three libraries: offline, gated, misspelt, no such split
         message = f"{source.hub} cannot be loaded: {error}".splitlines()[0]
         raise StageError(message, hint="a copy on disk works as {path: FILES}") from error
@@ -81,7 +87,7 @@ def _hub_rows(source: HubSource) -> Iterator[Row]:
 
 
 def _weighted(items: Iterable[Item], weight: float, *, seed: int) -> Iterator[Item]:
-    """See each item `weight` times: whole passes first, then a share of the items picked by the seed."""
+    """See each item `weight` times, one after the other; for a fraction, the seed picks the items seen once more."""
     whole, part = int(weight), weight % 1
     if weight == 1:
         yield from items

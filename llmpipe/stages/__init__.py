@@ -38,7 +38,9 @@ STAGES = {
         "--data texts/*.txt --model 10M",
     ),
     "sft": Stage("llmpipe.stages.sft", "Teach a model to answer, from examples of conversations", "--data chat.jsonl"),
-    "eval": Stage("llmpipe.stages.evaluate", "Measure and compare models on held-out text and fixed prompts", "--model sft"),
+    "eval": Stage(
+        "llmpipe.stages.evaluate", "Measure and compare models on held-out text and fixed prompts", "--model sft"
+    ),
 }
 
 

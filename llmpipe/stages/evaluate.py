@@ -7,7 +7,7 @@ Text that a pretrain stage held out is used when `data` is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,12 +28,14 @@ class Settings(StageSettings):
     """What `kind: eval` understands."""
 
     kind: Literal["eval"] = Field("eval", description="which stage this is")
-    models: Annotated[FolderSources | None, Accepts(("causal-lm",))] = Field(None, description="models to compare, in order")
+    models: Annotated[FolderSources | None, Accepts(("causal-lm",))] = Field(
+        None, description="models to compare, in order"
+    )
     data: Annotated[DataSources | None, Accepts(("dataset", "causal-lm"), fill=False)] = Field(
         None, description="text to measure; a pretrain stage's name means the text it held out, which is the default"
     )
     suites: list[Suite] = Field(
-        default_factory=lambda: ["perplexity", "samples"], description="perplexity, samples and storyworld"
+        default=["perplexity", "samples"], description="perplexity, samples and storyworld"
     )
     context: Count | None = Field(None, description="tokens in a window of text; the model's own limit when left out")
     max_tokens: Count = Field(1_000_000, description="no further text is begun once this many are measured")
@@ -49,7 +51,7 @@ class Settings(StageSettings):
         return frozenset({"data"})
 
 
-def produces(settings: Settings) -> Artifact:
+def produces(_settings: Settings) -> Artifact:
     """Say what comes out."""
     return "scores"
 
@@ -62,8 +64,8 @@ def run(settings: Settings, ctx: Context) -> Result:
     from llmpipe.training import models
 
     assert settings.models is not None
-    names = [label(source) for source in settings.models]
-    ctx.explain(f"Evaluation puts {' and '.join(names)} through the same text and the same prompts, one after the other.")
+    names = labels(settings.models)
+    ctx.explain(f"Evaluation puts {' and '.join(names)} through the same text and the same prompts, one by one.")
     scores: dict[str, dict[str, Any]] = {}
     for name, source in zip(names, settings.models, strict=True):
         model, tokenizer = models.load(source, ctx)
@@ -71,30 +73,38 @@ def run(settings: Settings, ctx: Context) -> Result:
         ctx.progress(doing=f"measuring {name}")
         scores[name] = measure(settings, model, tokenizer, ctx)
     write_json(ctx.output("scores"), {"models": scores, "prompts": settings.prompts})
-    flat = {f"{name}.{key}": value for name, entry in scores.items() for key, value in entry.items() if key != "samples"}
+    flat = {
+        f"{name}.{key}": value for name, entry in scores.items() for key, value in entry.items() if key != "samples"
+    }
     return Result(outputs=["scores.json"], metrics=flat)
 
 
-def label(source: AnySource) -> str:
-    """Name a model in the table."""
-    data = source.model_dump()
-    return str(data.get("stage") or data.get("hub") or Path(str(data.get("path"))).name)
+def labels(sources: Sequence[AnySource]) -> list[str]:
+    """Name the models in the table: a folder by its last part, or by its whole path where that part is not unique."""
+    data = [source.model_dump() for source in sources]
+    long = [str(entry.get("stage") or entry.get("hub") or entry.get("path")) for entry in data]
+    short = [Path(name).name if "path" in entry else name for name, entry in zip(long, data, strict=True)]
+    return [name if short.count(name) == 1 else whole for name, whole in zip(short, long, strict=True)]
 
 
 def measure(
     settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context
 ) -> dict[str, Any]:
     """Return the metrics of one model, and its samples."""
+    from llmpipe.errors import DataError
     from llmpipe.evaluation.generate import answers
     from llmpipe.evaluation.perplexity import score_texts
-    from llmpipe.training.models import context_length
+    from llmpipe.training.models import context_length, fitting_context
 
     found: dict[str, Any] = {}
     chat = settings.chat and tokenizer.chat_template is not None
     if "perplexity" in settings.suites:
-        window = settings.context or context_length(model)
+        window = fitting_context(model, settings.context or context_length(model))
         texts = held_out_text(settings, ctx)
-        score = score_texts(model, tokenizer, texts, window=window, max_tokens=settings.max_tokens, add_bos=settings.add_bos)
+        options: dict[str, Any] = {"max_tokens": settings.max_tokens, "add_bos": settings.add_bos}
+        score = score_texts(model, tokenizer, texts, window=window, **options)
+        if not score.tokens:
+            raise DataError("the text to measure is too short: no token in it follows another")
         found |= {
             "perplexity": score.perplexity,
             "bits_per_byte": score.bits_per_byte,

@@ -1,6 +1,6 @@
 """pretrain: trains a language model on text. Reads text and a tokenizer; writes `model/`.
 
-    base: {kind: pretrain, data: {path: "texts/*.txt"}, model: {size: 10M}, batch_tokens: 64k, trainer: {max_steps: 2000}}
+    base: {kind: pretrain, data: {path: "texts/*.txt"}, model: {size: 10M}, trainer: {max_steps: 2000}}
 
 Documents are packed into rows of `context` tokens without seeing each other. Held-out text is measured while it
 trains, in nats, perplexity and bits per byte; the best checkpoint becomes the output.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from llmpipe.architectures import architecture_problem, config_problems
 from llmpipe.context import Context, Result
 from llmpipe.settings import (
     TRAINER_RESERVED,
@@ -60,6 +62,21 @@ class BuiltModel(Strict):
     arch: str = Field(description="model type as transformers names it: llama, gpt2, qwen3, ...")
     config: dict[str, Any] = Field(default_factory=dict, description="keys of the architecture's configuration")
 
+    @field_validator("arch")
+    @classmethod
+    def _known(cls, arch: str) -> str:
+        if problem := architecture_problem(arch):
+            raise PydanticCustomError("arch", "{problem}", {"problem": problem})
+        return arch
+
+    @field_validator("config")
+    @classmethod
+    def _understood(cls, config: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        problems = config_problems(info.data["arch"], config) if "arch" in info.data else []
+        if problems:
+            raise PydanticCustomError("config", "{problems}", {"problems": "; ".join(problems)})
+        return config
+
 
 Model = Annotated[
     Annotated[SizedModel, Tag("size")]
@@ -99,7 +116,7 @@ class Settings(TrainingSettings):
         return self.batch_said_once(self.trainer)
 
 
-def produces(settings: Settings) -> Artifact:
+def produces(_settings: Settings) -> Artifact:
     """Say what comes out."""
     return "causal-lm"
 
@@ -130,7 +147,8 @@ def run(settings: Settings, ctx: Context) -> Result:
     parameters = sum(p.numel() for p in model.parameters())
     ctx.explain(
         f"Pretraining teaches a model of {parameters / 1e6:.2f} M parameters to guess the next token of "
-        f"{facts['tokens_in_corpus'] / 1e6:.2f} M tokens of text; {facts['held_out_documents']} documents are held out to measure it."
+        f"{facts['tokens_in_corpus'] / 1e6:.2f} M tokens of text; {facts['held_out_documents']} documents are held out "
+        "to measure it."
     )
     trainer = flow.PretrainTrainer(
         model=model,
@@ -152,7 +170,7 @@ def run(settings: Settings, ctx: Context) -> Result:
 def bits_per_byte(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings, ctx: Context
 ) -> float | None:
-    """Measure the held-out documents whole, as the eval stage does; rows cut from them know less of what came before."""
+    """Measure the held-out documents whole, as the eval stage does; rows cut from them miss what came before."""
     from llmpipe.artifact import read_lines
     from llmpipe.evaluation.perplexity import score_texts
 
@@ -162,14 +180,15 @@ def bits_per_byte(
     ctx.progress(doing="measuring held-out text")
     was_training = model.training
     texts = (row["text"] for row in read_lines(path))
-    score = score_texts(model.eval(), tokenizer, texts, window=settings.context, max_tokens=settings.held_out.max_tokens)
+    limit = settings.held_out.max_tokens
+    score = score_texts(model.eval(), tokenizer, texts, window=settings.context, max_tokens=limit)
     model.train(was_training)
-    return score.bits_per_byte
+    return float(score.bits_per_byte)
 
 
 def defaults_for(options: dict[str, Any]) -> dict[str, Any]:
     """Leave our schedule's keywords out where the user names another schedule."""
-    if "lr_scheduler_type" in options:
+    if options.get("lr_scheduler_type", DEFAULTS["lr_scheduler_type"]) != DEFAULTS["lr_scheduler_type"]:
         return {key: value for key, value in DEFAULTS.items() if not key.startswith("lr_scheduler")}
     return DEFAULTS
 
@@ -180,6 +199,7 @@ def make_model(settings: Settings, ctx: Context) -> tuple[PreTrainedModel, PreTr
 
     if not isinstance(settings.model, SizedModel | BuiltModel):
         model, tokenizer = models.load(settings.model, ctx)
+        models.fitting_context(model, settings.context)
         models.mend_pad(model, tokenizer, ctx)
         return model, tokenizer
     assert settings.tokenizer is not None
@@ -190,7 +210,8 @@ def make_model(settings: Settings, ctx: Context) -> tuple[PreTrainedModel, PreTr
     shape: dict[str, Any] = models.dial(settings.model.size, vocab_size=len(tokenizer))
     shape["tie_word_embeddings"] = True
     model = models.build("llama", shape, tokenizer=tokenizer, context=settings.context)
-    ctx.say(f"{shape['num_hidden_layers']} layers, {shape['hidden_size']} wide, {model.num_parameters() / 1e6:.2f} M parameters")
+    millions = model.num_parameters() / 1e6
+    ctx.say(f"{shape['num_hidden_layers']} layers, {shape['hidden_size']} wide, {millions:.2f} M parameters")
     return model, tokenizer
 
 
@@ -205,7 +226,7 @@ def read_data(
     if ctx.rank == 0 and not facts_file.exists():
         write_json(facts_file, tokenise(settings, tokenizer, ctx))
     wait_for(facts_file)
-    facts = read_json(facts_file)
+    facts: dict[str, Any] = read_json(facts_file) or {}
 
     def rows(name: str, documents: int, max_tokens: int | None = None) -> PackedTokens:
         return PackedTokens(
@@ -213,6 +234,7 @@ def read_data(
             block=settings.context,
             vocab_size=len(tokenizer),
             bos=tokenizer.bos_token_id,
+            eos=tokenizer.eos_token_id,
             documents=documents,
             max_tokens=max_tokens,
         )

@@ -62,7 +62,9 @@ class Settings(TrainingSettings):
     data: Annotated[DataSources | None, Accepts(("dataset",))] = Field(None, description="conversations to learn from")
     chat_template: str | None = Field(None, description="Jinja text, instead of the model's own template")
     context: Count | None = Field(None, description="most tokens in a row; the model's own limit when left out")
-    too_long: Literal["drop", "truncate"] = Field("drop", description="what to do with a conversation that does not fit")
+    too_long: Literal["drop", "truncate"] = Field(
+        "drop", description="what to do with a conversation that does not fit"
+    )
     packing: bool = Field(True, description="put several conversations into one row, unseen by each other")
     trainer: Annotated[dict[str, Any], Passthrough("trl.SFTConfig", RESERVED)] = Field(
         default_factory=dict, description="options of trl.SFTConfig, as they are"
@@ -74,13 +76,14 @@ class Settings(TrainingSettings):
         return self
 
 
-def produces(settings: Settings) -> Artifact:
+def produces(_settings: Settings) -> Artifact:
     """Say what comes out."""
     return "causal-lm"
 
 
 def run(settings: Settings, ctx: Context) -> Result:
     """Render and mask the conversations, pack them, train with TRL, save with the template."""
+    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
     from llmpipe.training import arguments, flow, models
@@ -93,14 +96,15 @@ def run(settings: Settings, ctx: Context) -> Result:
             """Write no card into checkpoints; `llmpipe export` writes one for people."""
 
     assert settings.model is not None
+    set_seed(ctx.seed)  # a pad token that has to be added gets random weights
     model, tokenizer = models.load(settings.model, ctx)
     models.mend_pad(model, tokenizer, ctx)
     set_template(settings, tokenizer, ctx)
     if settings.dropout is not None:
         models.set_dropout(model, settings.dropout, ctx)
-    context = settings.context or models.context_length(model)
+    context = models.fitting_context(model, settings.context or models.context_length(model))
     train, held_out, facts = read_data(settings, model, tokenizer, ctx, context=context)
-    stop_at_the_end(model, tokenizer, facts["last_learned"])
+    stop_at_the_end(model, tokenizer, facts.pop("end_token"))
     args = arguments.build(
         SFTConfig,
         ctx,
@@ -127,7 +131,6 @@ def run(settings: Settings, ctx: Context) -> Result:
     metrics = flow.fit(trainer, ctx, settings)
     if ctx.rank == 0:
         models.save(trainer.model, tokenizer, ctx.output("causal-lm"))
-    facts.pop("last_learned")
     return Result(outputs=["model"], metrics=metrics | facts, gates=gates(trainer.model, tokenizer, facts))
 
 
@@ -156,7 +159,8 @@ def read_data(
 
     assert settings.data is not None
     if settings.packing and not models.accepts_positions(model):
-        raise StageError(f"{type(model).__name__} takes no position ids, so packed rows would leak", hint="packing: false")
+        message = f"{type(model).__name__} takes no position ids, so packed rows would leak"
+        raise StageError(message, hint="packing: false")
     ctx.progress(doing="reading conversations")
     sides = split_conversations(read_conversations(settings.data, ctx), share=settings.held_out.share)
     encoded = [fitting(side, tokenizer, context=context, too_long=settings.too_long) for side in sides]
@@ -170,13 +174,14 @@ def read_data(
         filled = sum(lengths) / (len(groups) * context)
         ctx.say(f"packed {len(train):,} conversations into {len(groups):,} rows of {context} tokens, {filled:.0%} full")
     alone = [[index] for index in range(len(held_out))]
+    end, share = end_token(train, tokenizer)
     facts = {
         "rows": len(train),
         "held_out_rows": len(held_out),
         "too_long_rows": dropped,
         "learned_tokens": sum(sum(example.learned) for example in train),
-        "last_learned": Counter(last_learned(example) for example in train).most_common(1)[0][0],
-        "ends_learned_share": sum(last_learned(e) == e.ids[-1] for e in train) / len(train),
+        "end_token": end,
+        "ends_learned_share": share,
     }
     return Dataset.from_dict(rows_of(train, groups)), Dataset.from_dict(rows_of(held_out, alone)), facts
 
@@ -205,20 +210,38 @@ def report_fit(ctx: Context, settings: Settings, *, dropped: int, total: int, co
 
     if dropped:
         done = "dropped" if settings.too_long == "drop" else "cut off"
-        ctx.say(f"{dropped:,} of {total:,} conversations ({dropped / total:.0%}) are longer than {context} tokens: {done}")
+        share = f"{dropped:,} of {total:,} conversations ({dropped / total:.0%})"
+        ctx.say(f"{share} are longer than {context} tokens: {done}")
     if not left:
         raise DataError(
-            f"no conversation fits into {context} tokens", hint="use a model with a longer context, or too_long: truncate"
+            f"no conversation fits into {context} tokens",
+            hint="use a model with a longer context, or too_long: truncate",
         )
 
 
-def last_learned(example: Example) -> int:
+def end_token(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, float]:
+    """Return the token that answers end with, and the share of the examples in which it is the last one learned.
+
+    Only a token that text is never cut within can be it: a full stop that ends most answers is no end.
+    """
+    whole = tokenizer.added_tokens_decoder
+    found = Counter(last for example in examples if (last := last_learned(example)) in whole)
+    if not found:
+        return None, 0.0
+    token, count = found.most_common(1)[0]
+    return token, count / len(examples)
+
+
+def last_learned(example: Example) -> int | None:
     """Return the last token that the loss falls on."""
-    return next(token for token, learned in zip(reversed(example.ids), reversed(example.learned), strict=True) if learned)
+    pairs = zip(reversed(example.ids), reversed(example.learned), strict=True)
+    return next((token for token, learned in pairs if learned), None)
 
 
-def stop_at_the_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, last: int) -> None:
+def stop_at_the_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, last: int | None) -> None:
     """Have generation stop at what the template ends an answer with, and at nothing that is padding."""
+    if last is None:
+        return  # every answer was cut off; what the model stopped at before stands
     known = model.generation_config.eos_token_id
     stops = {last, *(known if isinstance(known, list) else [known])} - {None, tokenizer.pad_token_id}
     model.generation_config.eos_token_id = sorted(stops) if len(stops) > 1 else last

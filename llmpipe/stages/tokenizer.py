@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +23,8 @@ VERSION = 1
 PAD, BOS, END, UNKNOWN = "<|pad|>", "<|bos|>", "<|end|>", "<|unk|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
+BYTES = 256
+LOSSY = ("unigram", "wordpiece", "char")  # may meet letters that they have no token for
 SAMPLE_CHARACTERS = 200_000  # enough to tell bytes per token to three figures
 
 CHAT_TEMPLATE = """\
@@ -50,12 +52,14 @@ class Settings(StageSettings):
     algorithm: Literal["bpe", "unigram", "wordpiece", "byte", "char"] = Field(
         "bpe", description="bpe (byte-level) suits most; byte and char need no training; wordpiece is BERT's"
     )
-    vocab_size: Count = Field(8192, ge=16, description="most tokens, special ones included; byte and char take what they need")
+    vocab_size: Count = Field(
+        8192, ge=16, description="most tokens, special ones included; byte and char take what they need"
+    )
     special_tokens: list[str] = Field(default_factory=list, description="further tokens that text is never cut within")
     chat_template: str | None = Field(None, description="Jinja text; the default has a token for each role")
 
 
-def produces(settings: Settings) -> Artifact:
+def produces(_settings: Settings) -> Artifact:
     """Say what comes out."""
     return "tokenizer"
 
@@ -68,15 +72,16 @@ def run(settings: Settings, ctx: Context) -> Result:
     from llmpipe.data.sources import read_texts
 
     assert settings.data is not None
-    size = {"documents": 0, "bytes": 0}
+    size = {"documents": 0, "bytes": 0, "sampled": 0}
     sample: list[str] = []
 
     def counted() -> Iterator[str]:
         for text in read_texts(settings.data or [], ctx):
             size["documents"] += 1
             size["bytes"] += len(text.encode("utf-8"))
-            room = SAMPLE_CHARACTERS - sum(map(len, sample))
-            sample.extend([text[:room]] if room > 0 else [])
+            if room := SAMPLE_CHARACTERS - size["sampled"]:
+                sample.append(text[:room])
+                size["sampled"] += len(sample[-1])
             yield text
 
     ctx.progress(doing="reading text")
@@ -90,7 +95,7 @@ def run(settings: Settings, ctx: Context) -> Result:
         bos_token=BOS,
         eos_token=END,
         pad_token=PAD,
-        unk_token=UNKNOWN if settings.algorithm in ("unigram", "wordpiece", "char") else None,
+        unk_token=UNKNOWN if settings.algorithm in LOSSY else None,
         extra_special_tokens=[*ROLES, *settings.special_tokens],
         clean_up_tokenization_spaces=False,
         chat_template=settings.chat_template or CHAT_TEMPLATE,
@@ -104,7 +109,8 @@ def run(settings: Settings, ctx: Context) -> Result:
         "bytes_per_token": round(sum(len(text.encode("utf-8")) for text in sample) / max(1, pieces), 3),
     }
     ids = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    gate = Gate(name="pad-bos-end-distinct", passed=len(ids) == 3, why="a pad that is also the end hides the end from training")
+    why = "a pad that is also the end hides the end from training"
+    gate = Gate(name="pad-bos-end-distinct", passed=len(ids) == 3, why=why)
     return Result(outputs=["tokenizer"], metrics=metrics, gates=[gate])
 
 
@@ -112,45 +118,91 @@ def learn(settings: Settings, texts: Iterator[str]) -> tokenizers.Tokenizer:
     """Train a tokenizer of the algorithm that the settings name on a stream of texts.
 
     Raises:
-        DataError: the texts cannot be read, or there are none.
+        DataError: the texts cannot be read, or have more letters than the vocabulary has room for.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import processors
 
-    special = [PAD, BOS, END, *ROLES, *settings.special_tokens]
-    lossy = settings.algorithm in ("unigram", "wordpiece", "char")
-    special = [*special[:3], UNKNOWN, *special[3:]] if lossy else special
-    options = {"vocab_size": settings.vocab_size, "special_tokens": special, "show_progress": False}
-    match settings.algorithm:
-        case "bpe" | "byte":
-            # no pair is frequent enough to be merged for `byte`: its vocabulary is the 256 bytes
-            tokenizer = Tokenizer(models.BPE())
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            options |= {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
-            options |= {"vocab_size": 256 + len(special)} if settings.algorithm == "byte" else {}
-            trainer = trainers.BpeTrainer(**options)
-        case "unigram":
-            tokenizer = Tokenizer(models.Unigram())
-            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-            tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
-            trainer = trainers.UnigramTrainer(**options, unk_token=UNKNOWN)
-        case "wordpiece":
-            tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-            tokenizer.decoder = decoders.WordPiece()
-            trainer = trainers.WordPieceTrainer(**options)
-        case "char":
-            letters = Counter(chain.from_iterable(texts))  # counted here: a trainer would keep a string for each letter
-            known = [letter for letter, _ in letters.most_common(settings.vocab_size - len(special))]
-            tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *known])}, UNKNOWN))
-            tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-            tokenizer.decoder = decoders.Fuse()
-            tokenizer.add_special_tokens(special)
-            trainer = None
-    if trainer is not None:
-        tokenizer.train_from_iterator(texts, trainer)
+    from llmpipe.errors import DataError
+
+    names = [PAD, BOS, END, *([UNKNOWN] if settings.algorithm in LOSSY else []), *ROLES, *settings.special_tokens]
+    tokenizer = LEARNERS[settings.algorithm](texts, settings.vocab_size, list(dict.fromkeys(names)))
+    if (size := tokenizer.get_vocab_size()) > settings.vocab_size and settings.algorithm != "byte":
+        letters = "256 bytes" if settings.algorithm == "bpe" else "every letter of the text"
+        message = f"vocab_size {settings.vocab_size} has no room for {letters} and {len(names)} special tokens"
+        raise DataError(message, hint=f"vocab_size: {size}, or more, or algorithm: byte")
     begin = (BOS, tokenizer.token_to_id(BOS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[begin]
     )
     return tokenizer
+
+
+def _learn_bpe(texts: Iterator[str], size: int, special: list[str]) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _learn_bytes(texts: Iterator[str], _size: int, special: list[str]) -> tokenizers.Tokenizer:
+    """Leave no room for merges, so that the vocabulary is the 256 bytes."""
+    return _learn_bpe(texts, BYTES + len(special), special)
+
+
+def _learn_unigram(texts: Iterator[str], size: int, special: list[str]) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from llmpipe.errors import DataError
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=special, show_progress=False, unk_token=UNKNOWN)
+    try:
+        tokenizer.train_from_iterator(texts, trainer)
+    except Exception as error:  # the trainer has no class of its own for this
+        if "not large enough" not in str(error):
+            raise
+        message = f"vocab_size {size} has no room for every letter of the text and {len(special)} special tokens"
+        raise DataError(message, hint="raise vocab_size, or take algorithm: byte") from None
+    return tokenizer
+
+
+def _learn_wordpiece(texts: Iterator[str], size: int, special: list[str]) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _learn_chars(texts: Iterator[str], size: int, special: list[str]) -> tokenizers.Tokenizer:
+    """Count letters here: a trainer would keep a string for each one of the text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = Counter(chain.from_iterable(texts))
+    known = [letter for letter, _ in letters.most_common() if letter not in special][: max(0, size - len(special))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *known])}, UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+LEARNERS: dict[str, Callable[[Iterator[str], int, list[str]], tokenizers.Tokenizer]] = {
+    "bpe": _learn_bpe,
+    "byte": _learn_bytes,
+    "unigram": _learn_unigram,
+    "wordpiece": _learn_wordpiece,
+    "char": _learn_chars,
+}

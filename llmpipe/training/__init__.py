@@ -1,0 +1,1 @@
+"""Building, feeding and driving models; the only place that imports torch at module level."""

@@ -23,18 +23,22 @@ from llmpipe.training.packing import IGNORED, Batch
 PLAIN_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
-    {{- message['role'].capitalize() + ': ' }}
+    {{- message['role'].capitalize() + ':' }}
     {%- if message['role'] == 'assistant' %}
-        {%- generation %}{{ message['content'] + eos_token }}{% endgeneration %}
+        {%- generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}
     {%- else %}
-        {{- message['content'] + '\\n' }}
+        {{- ' ' + message['content'] + '\\n' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
-    {{- 'Assistant: ' }}
+    {{- 'Assistant:' }}
 {%- endif %}
 """
-"""For a model without a template: plain words, for its vocabulary has no tokens for roles."""
+"""For a model without a template: plain words, for its vocabulary has no tokens for roles.
+
+The space belongs to the answer: most tokenizers join it with the first word, so a question that ended in a space
+would be cut into other tokens than in training.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,16 @@ def encode(conversation: Conversation, tokenizer: Tokenizer) -> Example:
 
 def render(conversation: Conversation, tokenizer: Tokenizer, turns: int, *, ask: bool = False) -> str:
     """Render the first `turns` messages; `ask` adds the opening of the assistant's answer."""
-    messages = [{"role": m["role"], "content": m["content"]} for m in conversation.messages[:turns]]
-    tools = json.loads(conversation.tools) if conversation.tools else None
-    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=ask)
+    text = tokenizer.apply_chat_template(**_inputs(conversation, turns), tokenize=False, add_generation_prompt=ask)
     assert isinstance(text, str)
     return text
+
+
+def _inputs(conversation: Conversation, turns: int | None = None) -> dict[str, Any]:
+    return {
+        "conversation": [{"role": m["role"], "content": m["content"]} for m in conversation.messages[:turns]],
+        "tools": json.loads(conversation.tools) if conversation.tools else None,
+    }
 
 
 def _spans(conversation: Conversation, tokenizer: Tokenizer, whole: str) -> list[tuple[int, int]] | None:
@@ -97,8 +106,8 @@ def _by_marks(conversation: Conversation, tokenizer: Tokenizer) -> Example:
         )
     if not all(message["train"] for message in conversation.messages if message["role"] == "assistant"):
         raise DataError("this model's chat template rewrites earlier turns, so single turns cannot be left unlearned")
-    messages = [{"role": m["role"], "content": m["content"]} for m in conversation.messages]
-    encoded: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    marked = {"return_dict": True, "return_assistant_tokens_mask": True}
+    encoded: Any = tokenizer.apply_chat_template(**_inputs(conversation), **marked)
     return Example(list(encoded["input_ids"]), [bool(mask) for mask in encoded["assistant_masks"]])
 
 

@@ -35,8 +35,16 @@ class Measured:
     """
 
     tokens_seen = 0
+    args: Any
+    state: Any
+    control: Any
+    model: Any
+    eval_dataset: Any
+    data_collator: Any
+    callback_handler: Any
+    log: Any
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, _inputs: dict[str, Any]) -> int:
         """Count nothing; tokens per second say what a user wants to know."""
         return 0
 
@@ -44,27 +52,36 @@ class Measured:
         """Run forward and backward; a loss that is not finite ends the run before the optimizer uses it."""
         self.tokens_seen += inputs["input_ids"].numel()
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        if not torch.isfinite(loss):
-            step = self.state.global_step + 1  # type: ignore[attr-defined]
-            raise DivergedError(
-                f"the loss became {loss.item()} in step {step}; the weights were not changed by it",
-                hint="lower trainer.learning_rate, or raise trainer.warmup_steps; the last checkpoint is kept",
-            )
+        self._stay_finite("loss", loss)
         return loss
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Look at the gradient as Trainer does before each step: a finite loss can have one that is not."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        if norm is not None and not self.args.fp16:  # fp16's loss scaler expects overflows, and skips those steps
+            self._stay_finite("gradient", torch.as_tensor(norm))
+        return norm
+
+    def _stay_finite(self, what: str, value: torch.Tensor) -> None:
+        if not torch.isfinite(value):
+            raise DivergedError(
+                f"the {what} became {value.item()} in step {self.state.global_step + 1}; "
+                "the weights were not changed by it",
+                hint="lower trainer.learning_rate, or raise trainer.warmup_steps; the last checkpoint is kept",
+            )
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Log the mean loss of all held-out tokens in nats."""
         loss = self.held_out_loss()
         metrics = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700.0))}
-        self.log(dict(metrics))  # type: ignore[attr-defined]
-        handler = self.callback_handler  # type: ignore[attr-defined]
-        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Return nats per held-out token; with several processes each takes its share of the rows."""
-        args, data, model = self.args, self.eval_dataset, self.model  # type: ignore[attr-defined]
+        args, data, model = self.args, self.eval_dataset, self.model
         was_training = model.training
         model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=args.device)
@@ -72,7 +89,7 @@ class Measured:
         size = args.per_device_eval_batch_size
         for first in range(0, len(indices), size):
             rows = data.__getitems__(indices[first : first + size])
-            batch = {key: value.to(args.device) for key, value in self.data_collator(rows).items()}  # type: ignore[attr-defined]
+            batch = {key: value.to(args.device) for key, value in self.data_collator(rows).items()}
             count = (batch["labels"][:, 1:] != IGNORED).sum()
             loss = model(**batch, use_cache=False).loss
             if count:
@@ -95,22 +112,26 @@ class Progress:
     best_loss: float | None = None
     best_step: int = 0
     worse_in_a_row: int = 0
+    tokens_seen: int = 0
 
 
 class Flow(TrainerCallback):
     """Reports, marks checkpoints complete, tracks the best one, stops early or on request."""
 
-    def __init__(self, trainer: Any, ctx: Context, settings: TrainingSettings, *, bytes_per_token: float | None) -> None:
+    def __init__(
+        self, trainer: Any, ctx: Context, settings: TrainingSettings, *, bytes_per_token: float | None
+    ) -> None:
         self.trainer, self.ctx, self.settings = trainer, ctx, settings
         self.bytes_per_token = bytes_per_token
         self.progress = Progress()
         self.stopped: str | None = None
         self.shown_at = self.begun = time.monotonic()
-        self.first_step = 0
+        self.first_step = self.first_tokens = 0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         """Start the clock that speed and time left are read from."""
         self.begun, self.first_step = time.monotonic(), state.global_step
+        self.first_tokens = self.trainer.tokens_seen
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Show progress, and turn a request to stop into a checkpoint and an end."""
@@ -127,18 +148,23 @@ class Flow(TrainerCallback):
         if args.world_size > 1:
             flag = torch.tensor([["interrupt", "terminate"].index(how) + 1 if how else 0], device=args.device)
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-            how = (None, "interrupt", "terminate")[int(flag.item())]  # type: ignore[assignment]
+            how = (None, "interrupt", "terminate")[int(flag.item())]
         self.stopped = self.stopped or how
         return self.stopped is not None
 
     def _speed(self, state: TrainerState) -> dict[str, float]:
         elapsed = max(time.monotonic() - self.begun, 1e-9)
         per_step = elapsed / max(1, state.global_step - self.first_step)
-        tokens = self.trainer.tokens_seen * self.trainer.args.world_size
+        tokens = (self.trainer.tokens_seen - self.first_tokens) * self.trainer.args.world_size
         return {"tokens_per_s": tokens / elapsed, "seconds_left": per_step * (state.max_steps - state.global_step)}
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         """Pass numbers on to metrics.jsonl under names that say what they are."""
         logs = {key.replace("eval_", "held_out_", 1): value for key, value in (logs or {}).items()}
@@ -150,26 +176,34 @@ class Flow(TrainerCallback):
         self.ctx.log({"step": state.global_step, "max_steps": state.max_steps, **logs, **speed})
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
     ) -> None:
         """Save a checkpoint that is better than all before; stop when none was for long enough."""
         progress = self.progress
         if progress.best_loss is None or metrics["eval_loss"] < progress.best_loss:
-            progress.best_loss, progress.best_step, progress.worse_in_a_row = metrics["eval_loss"], state.global_step, 0
+            progress.best_loss, progress.best_step = metrics["eval_loss"], state.global_step
+            progress.worse_in_a_row = 0
             control.should_save = control.should_save or self.settings.keep == "best"
             return
         progress.worse_in_a_row += 1
         patience = self.settings.early_stopping
         if patience and progress.worse_in_a_row >= patience:
-            self.ctx.say(f"stopped early: {patience} evaluations in a row were no better than step {progress.best_step}")
+            best = f"step {progress.best_step}"
+            self.ctx.say(f"stopped early: {patience} evaluations in a row were no better than {best}")
             control.should_training_stop = True
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         """Mark the checkpoint complete once every process has written its part; drop the ones it replaces."""
         if args.world_size > 1:
             dist.barrier()
         if args.process_index == 0:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.progress.tokens_seen = self.trainer.tokens_seen
             write_json(folder / "progress.json", vars(self.progress))
             mark_complete(folder, step=state.global_step)
             keep = {state.global_step} | ({self.progress.best_step} if self.settings.keep == "best" else set())
@@ -197,6 +231,7 @@ def fit(
     if found:
         step, folder = found[-1]
         flow.progress = Progress(**(read_json(folder / "progress.json") or {}))
+        trainer.tokens_seen = flow.progress.tokens_seen
         ctx.rewind(step)
         ctx.say(f"resuming from step {step}")
     elif measured:
@@ -206,7 +241,9 @@ def fit(
     if flow.stopped:
         step = trainer.state.global_step
         raise StoppedError(
-            f"stopped after step {step}, which is saved", hint="the same command goes on", interrupted=flow.stopped == "interrupt"
+            f"stopped after step {step}, which is saved",
+            hint="the same command goes on",
+            interrupted=flow.stopped == "interrupt",
         )
     loss = _keep_best(trainer, ctx, flow) if measured else None
     return _metrics(trainer, flow, loss)

@@ -12,11 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.context import Context
-from llmpipe.errors import Problem, StageError, did_you_mean
+from llmpipe.data.hub import revision_of
+from llmpipe.errors import Problem, StageError
 from llmpipe.settings import AnySource, HubSource
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|padding|>")
 """Tokens that model families reserve for padding without always declaring them."""
+
+DIAL_SLACK = 0.15
 
 
 def dial(size: int, *, vocab_size: int) -> dict[str, int]:
@@ -25,14 +28,24 @@ def dial(size: int, *, vocab_size: int) -> dict[str, int]:
     The rule: depth is the number of layers (at least 2) whose model of width 64 x depth comes nearest to the size, as
     a ratio; the width then goes in steps of 32 to what comes nearest at that depth. Heads are 32 wide below a width
     of 512, else 64; the feed-forward part is 8/3 of the width, rounded up to a multiple of 8; embeddings are tied.
+    Where a large vocabulary makes steps of 32 too coarse, more than 15 % off, steps of 8 are taken, with heads to suit.
+
+    Raises:
+        StageError: the vocabulary alone takes more than the size.
     """
 
     def miss(depth: int, width: int) -> float:
         return abs(math.log(_parameters(depth, width, vocab_size) / size))
 
     depth = min(range(2, 129), key=lambda depth: miss(depth, 64 * depth))
-    width = min(range(32, 64 * depth + 65, 32), key=lambda width: miss(depth, width))
-    heads = width // (64 if width % 64 == 0 and width >= 512 else 32)
+    for step in (32, 8):
+        width = min(range(step, 64 * depth + 65, step), key=lambda width: miss(depth, width))
+        if abs(_parameters(depth, width, vocab_size) / size - 1) <= DIAL_SLACK:
+            break
+    else:
+        message = f"no model of {size:,} parameters has a vocabulary of {vocab_size:,} tokens"
+        raise StageError(message, hint="raise model.size, or lower vocab_size of the tokenizer")
+    heads = width // next(head for head in (64, 32, 16, 8) if width % head == 0 and (head < 64 or width >= 512))
     return {
         "num_hidden_layers": depth,
         "hidden_size": width,
@@ -47,7 +60,7 @@ def _intermediate(width: int) -> int:
 
 
 def _parameters(depth: int, width: int, vocab_size: int) -> int:
-    """Count a Llama's parameters: tied embeddings; four attention and three feed-forward matrices, two norms a layer."""
+    """Count a Llama's parameters: tied embeddings; four attention, three feed-forward matrices, two norms a layer."""
     return vocab_size * width + depth * (4 * width**2 + 3 * width * _intermediate(width) + 2 * width) + width
 
 
@@ -69,22 +82,14 @@ def build(arch: str, config: dict[str, Any], *, tokenizer: Tokenizer, context: i
     return model
 
 
-def known_architecture(arch: str) -> str | None:
-    """Return what is wrong with an architecture's name, or None."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    names = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    return None if arch in names else f"no causal model is called '{arch}'{did_you_mean(arch, names)}"
-
-
 def load(source: AnySource, ctx: Context) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a causal model in fp32 with its tokenizer, from a stage, a folder or the hub.
 
     Only safetensors weights are read and code of a model's repository is never run.
     """
     folder = ctx.folder_of(source)
-    revision = source.revision if isinstance(source, HubSource) else None
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    revision = revision_of(source, ctx, kind="model") if isinstance(source, HubSource) else None
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": revision is None}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
@@ -101,10 +106,11 @@ def _load_hint(source: AnySource) -> str:
 
 def load_tokenizer(source: AnySource, ctx: Context) -> Tokenizer:
     """Load a tokenizer from a stage, a folder or the hub."""
-    revision = source.revision if isinstance(source, HubSource) else None
+    revision = revision_of(source, ctx, kind="model") if isinstance(source, HubSource) else None
     folder = ctx.folder_of(source)
     try:
-        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        options: dict[str, Any] = {"revision": revision, "local_files_only": revision is None}
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise StageError(Problem(str(error).splitlines()[0], where=folder), hint=_load_hint(source)) from error
 
@@ -144,8 +150,9 @@ def set_dropout(model: PreTrainedModel, share: float, ctx: Context) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = share
-        if "attention_dropout" in vars(module):  # attention reads its own copy of the configuration
-            module.attention_dropout = share
+        for name in ("dropout", "attention_dropout", "activation_dropout"):
+            if isinstance(vars(module).get(name), float):  # attention reads its own copy of the configuration
+                setattr(module, name, share)
     ctx.say(f"dropout {share} for {', '.join(names)}" if names else "this architecture has no dropout to set")
 
 
@@ -156,6 +163,14 @@ def context_length(model: PreTrainedModel) -> int:
         if isinstance(found := getattr(config, name, None), int):
             return found
     return 1024
+
+
+def fitting_context(model: PreTrainedModel, context: int) -> int:
+    """Return the context, or raise StageError when the model cannot see that many tokens."""
+    limit = context_length(model)
+    if context > limit:
+        raise StageError(f"context is {context} tokens, but the model sees {limit} at most", hint=f"context: {limit}")
+    return context
 
 
 def accepts_positions(model: PreTrainedModel) -> bool:

@@ -64,13 +64,21 @@ class PackedTokens(Dataset[Batch]):
     """
 
     def __init__(
-        self, path: Path, *, block: int, vocab_size: int, bos: int | None, documents: int, max_tokens: int | None = None
+        self,
+        path: Path,
+        *,
+        block: int,
+        vocab_size: int,
+        bos: int | None,
+        eos: int,
+        documents: int,
+        max_tokens: int | None = None,
     ) -> None:
         dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
         self.tokens = np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
         self.tokens = self.tokens[:max_tokens]
-        self.block, self.bos = block, bos
-        self.cuts = bos is not None and documents > 1
+        self.block, self.bos, self.eos = block, bos, eos
+        self.cuts = documents > 1
 
     def __len__(self) -> int:
         """Return the number of full rows; the remainder, less than a row, is not trained on."""
@@ -85,10 +93,21 @@ class PackedTokens(Dataset[Batch]):
         ids = torch.from_numpy(rows)
         if not self.cuts:
             return {"input_ids": ids, "labels": ids}
-        positions = positions_from(ids == self.bos)
+        positions = positions_from(self._starts(ids))
         # the first token of a document is not to be guessed from the document before it
         labels = ids.masked_fill(positions == 0, IGNORED)
         return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+    def _starts(self, ids: torch.Tensor) -> torch.Tensor:
+        """Find the documents' first tokens, (batch, block): the begin token, or what follows an end token.
+
+        Where one token is both (GPT-2), only the second of two in a row begins a document: the first ends one.
+        """
+        if self.bos is not None and self.bos != self.eos:
+            return ids == self.bos
+        starts = torch.zeros_like(ids, dtype=torch.bool)
+        starts[:, 1:] = (ids[:, :-1] == self.eos) & ((ids[:, 1:] == self.bos) | (self.bos is None))
+        return starts
 
 
 def positions_from(starts: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,8 @@ Importing a name from transformers or trl is what loads it, so the names below a
 
 import datasets
 import torch
-import torch.distributed
-import torch.utils.data
+import torch.distributed  # noqa: F401
+import torch.utils.data  # noqa: F401
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,

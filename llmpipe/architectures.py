@@ -1,0 +1,63 @@
+"""The causal architectures of the installed transformers, read from its source like the options in `passthrough`.
+
+transformers takes any key in a configuration and keeps a misspelt one as an attribute that nothing reads, so that a
+model of the wrong size trains without a word. Here such keys are refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from llmpipe import passthrough
+from llmpipe.errors import StageError, did_you_mean
+
+OURS = {
+    "vocab_size": "the tokenizer decides it",
+    "max_position_embeddings": "set `context:` of the stage",
+    "n_positions": "set `context:` of the stage",
+    "use_cache": "it is off in training and on afterwards",
+    "bos_token_id": "the tokenizer decides it",
+    "eos_token_id": "the tokenizer decides it",
+    "pad_token_id": "the tokenizer decides it",
+}
+COMMON = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
+"""Names that every configuration understands, whatever it calls them itself."""
+
+
+@cache
+def _names(file: str, variable: str) -> dict[str, str]:
+    """Read an OrderedDict of (model type, class name) pairs from transformers' auto classes."""
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise StageError("the package transformers is not installed", hint="pip install transformers")
+    path = Path(spec.origin).parent / "models" / "auto" / file
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == variable:
+            pairs = [item for item in ast.walk(node) if isinstance(item, ast.Tuple) and len(item.elts) == 2]
+            texts = [[part.value for part in pair.elts if isinstance(part, ast.Constant)] for pair in pairs]
+            return {str(pair[0]): str(pair[1]) for pair in texts if len(pair) == 2}
+    raise StageError(f"the installed transformers has no {variable}", hint="pip install 'transformers>=5.23,<6'")
+
+
+def architecture_problem(arch: str) -> str | None:
+    """Return what is wrong with the name of a causal architecture, or None."""
+    known = list(_names("modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"))
+    if arch in known:
+        return None
+    return f"transformers has no causal model '{arch}'{did_you_mean(arch, known) or '; llama and gpt2 are two it has'}"
+
+
+def config_problems(arch: str, config: Mapping[str, object]) -> list[str]:
+    """Return what is wrong with the keys of an architecture's configuration, one text for each."""
+    found = [f"{key} is not yours to set: {OURS[key]}" for key in config if key in OURS]
+    class_name = _names("auto_mappings.py", "CONFIG_MAPPING_NAMES").get(arch)
+    if class_name is None:
+        return found
+    rest = {key: value for key, value in config.items() if key not in OURS and key not in COMMON}
+    wrong = passthrough.option_problems(f"transformers.{class_name}", rest)
+    return found + [f"{key} {'is ' if message.startswith('not') else ''}{message}" for key, message in wrong]

@@ -1,0 +1,143 @@
+"""Drives the installed command: each test gives it what a user would, and looks at exit code, output and files.
+
+One finished run is shared by the whole tier and copied by the tests that change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LLMPIPE = shutil.which("llmpipe", path=str(Path(sys.executable).parent)) or "llmpipe is not installed"
+
+SMALL = """{arch: llama, config: {num_hidden_layers: 2, hidden_size: 32, intermediate_size: 64,
+      num_attention_heads: 2, num_key_value_heads: 2, tie_word_embeddings: true}}"""
+
+RECIPE = f"""\
+name: tiny
+seed: 1
+stages:
+  tok: {{kind: tokenizer, data: {{builtin: storyworld, rows: 400}}, vocab_size: 300}}
+  base:
+    kind: pretrain
+    data: {{builtin: storyworld, rows: 400}}
+    model: {SMALL}
+    context: 64
+    trainer: {{per_device_train_batch_size: 4, max_steps: 6, logging_steps: 2, eval_steps: 3}}
+  chat:
+    kind: sft
+    data: {{builtin: storyworld, rows: 60}}
+    too_long: truncate
+    trainer: {{per_device_train_batch_size: 4, max_steps: 4}}
+  scores:
+    kind: eval
+    models: [base, chat]
+    prompts: [Tell me a story about a duck and a shoe.]
+    max_new_tokens: 4
+    max_tokens: 1000
+"""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return what the command runs in: one thread, no GPU, no colour."""
+    wide = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1", "COLUMNS": "200"}
+    return {**os.environ, **wide, **more}
+
+
+@dataclasses.dataclass
+class Shell:
+    """Runs the command in a folder of its own."""
+
+    folder: Path
+
+    def __call__(self, *arguments: str | Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end, and check its exit code."""
+        options = {"env": environment(), "cwd": self.folder, "timeout": 120, **options}
+        done = subprocess.run([LLMPIPE, *map(str, arguments)], capture_output=True, text=True, **options)
+        assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Start the command in a session of its own, so that signals reach it and not the tests."""
+        pipe = subprocess.PIPE
+        command = [LLMPIPE, *map(str, arguments)]
+        return subprocess.Popen(
+            command, env=environment(), cwd=self.folder, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+
+    def write(self, name: str, text: str | bytes) -> Path:
+        """Write a file into the folder."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+
+@pytest.fixture
+def llmpipe(tmp_path: Path) -> Shell:
+    shell = Shell(tmp_path)
+    shell.write("tiny.yaml", RECIPE)
+    return shell
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Run the tiny recipe once; returns its run directory, not to be changed, and what the command said."""
+    shell = Shell(tmp_path_factory.mktemp("finished"))
+    shell.write("tiny.yaml", RECIPE)
+    done = shell("run", "tiny.yaml", "--json")
+    return shell.folder / "runs" / "tiny", done
+
+
+@pytest.fixture
+def run_dir(llmpipe: Shell, finished: tuple[Path, Any]) -> Path:
+    """Return a copy of the finished run, at runs/tiny of the test's folder."""
+    return Path(shutil.copytree(finished[0], llmpipe.folder / "runs" / "tiny"))
+
+
+def actions(shell: Shell, *arguments: str | Path) -> dict[str, str]:
+    """Return what a plan would do with each stage."""
+    plan = json.loads(shell("plan", *arguments, "--json").stdout)
+    return {step["name"]: step["action"] for step in plan["steps"]}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read a stage's metrics.jsonl, as far as it is written."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 60) -> Any:
+    """Wait for something to become true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "this took too long"
+        time.sleep(0.02)
+    return found
+
+
+def weights(folder: Path) -> str:
+    """Return the sha256 of the weights that a stage made, by its manifest."""
+    found: str = json.loads((folder / "manifest.json").read_text())["outputs"]["model/model.safetensors"]
+    return found
+
+
+def processes_in(run_dir: Path) -> Iterator[int]:
+    """Yield the processes that still have a file of a run directory open."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(link.readlink()).startswith(f"{run_dir}/"):
+                yield int(link.parts[2])
+        except OSError:
+            continue
