@@ -1,0 +1,88 @@
+"""The shape of the code: imports only go down, nothing heavy is imported early, files and functions stay short."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "llmpipe"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LAYERS = [
+    {"cli"},
+    {"pipeline"},
+    {"runner", "summary", "vocabulary", "doctor", "recipe_edit"},
+    {"launch"},
+    {"worker"},
+    {"plan"},
+    {"recipe", "wording"},
+    {"edges"},
+    {"stages"},
+    {"architectures", "data", "context"},
+    {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
+    {"errors", "console"},
+]
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors"}
+
+
+def imported(path: Path, *, everywhere: bool = False) -> set[str]:
+    """Return what a module imports at its top level, or anywhere in it; blocks for type checkers do not count."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def layer(name: str) -> int | None:
+    return next((number for number, names in enumerate(LAYERS) if name in names), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    own = layer(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "llmpipe" and len(parts) > 1 and own is not None and layer(parts[1]) is not None:
+            assert layer(parts[1]) >= own, f"{path.name} imports {name} from above"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_in_their_folders(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] not in ("training", "evaluation"):
+        assert not {name.split(".")[0] for name in imported(path)} & HEAVY
+        assert not any(name.startswith(("llmpipe.training", "llmpipe.evaluation")) for name in imported(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+
+
+@pytest.mark.parametrize("arguments", [["plan", "quickstart"], ["--help"], ["options", "sft"], ["schema"]])
+def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from llmpipe.cli import app\n"
+        f"try: app({arguments!r})\nexcept SystemExit as end: assert not end.code, end.code\n"
+        f"loaded = sorted({HEAVY!r} & set(sys.modules)); assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_layers_are_all_there() -> None:
+    for above, below in pairwise(LAYERS):
+        assert not above & below
+    for name in set.union(*LAYERS):
+        assert (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name / "__init__.py").is_file(), name

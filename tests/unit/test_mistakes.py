@@ -1,0 +1,165 @@
+"""A recipe's mistakes, word for word: where, what, and what to type instead; all of them in one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmpipe import recipe as recipes
+from llmpipe.errors import RecipeError
+
+HEAD = "name: x\nstages:\n"
+TOK = "  tok: {kind: tokenizer, data: {builtin: storyworld}}\n"
+BASE = "  base: {kind: pretrain, data: {builtin: storyworld}, model: {size: 1M}}\n"
+
+
+def problems(tmp_path: Path, text: str, *overrides: str) -> list[str]:
+    """Return what is wrong with a recipe as `line:column: path: message`; an empty list when nothing is."""
+    path = tmp_path / "r.yaml"
+    path.write_text(text, encoding="utf-8")
+    try:
+        recipes.load(path, overrides=overrides)
+    except RecipeError as error:
+        return [str(problem).removeprefix(f"{path}:") for problem in error.problems]
+    return []
+
+
+def test_a_good_recipe_has_none(tmp_path: Path) -> None:
+    assert problems(tmp_path, HEAD + TOK + BASE) == []
+
+
+MISTAKES = {
+    "misspelt key": (
+        "  tok: {kind: tokenizer, data: {builtin: storyworld}, vocab_sise: 10}\n",
+        ["3:55: stages.tok.vocab_sise: unknown key, did you mean vocab_size?"],
+    ),
+    "misspelt trainer option": (
+        TOK + BASE.replace("1M}", "1M}, trainer: {learning_rat: 1e-3}"),
+        ["4:84: stages.base.trainer.learning_rat: not an option of TrainingArguments, did you mean learning_rate?"],
+    ),
+    "trainer option of the wrong type": (
+        TOK + BASE.replace("1M}", "1M}, trainer: {max_steps: many}"),
+        ["stages.base.trainer.max_steps: must be a whole number (int), not the text 'many'"],
+    ),
+    "reserved trainer option": (
+        TOK + BASE.replace("1M}", "1M}, trainer: {output_dir: out}"),
+        ["stages.base.trainer.output_dir: is reserved: the run directory decides where a stage writes; use --run"],
+    ),
+    "trainer option beside trainer": (
+        TOK + BASE.replace("1M}", "1M}, learning_rate: 1e-3"),
+        ["stages.base.learning_rate: unknown key; it is one of TrainingArguments, so write it under `trainer:`"],
+    ),
+    "wrong type": (
+        "  tok: {kind: tokenizer, data: {builtin: storyworld}, vocab_size: [1]}\n",
+        ["3:67: stages.tok.vocab_size: must be a whole number"],
+    ),
+    "unknown kind": ("  tok: {kind: tokeniser}\n", ["3:15: stages.tok.kind: 'tokeniser' is not a kind of stage, did you mean tokenizer?"]),
+    "no kind": ("  tok: {data: {builtin: storyworld}}\n", ["3:3: stages.tok: has no `kind:`"]),
+    "duplicate key": (
+        "  tok: {kind: tokenizer, kind: sft}\n",
+        ["3:26: stages.tok.kind: is set twice; first in line 3"],
+    ),
+    "edge to nowhere": (
+        TOK + BASE.replace("1M}", "1M}, tokenizer: tokk"),
+        ["stages.base.tokenizer: no stage is called 'tokk', did you mean tok?"],
+    ),
+    "edge to the wrong thing": (
+        TOK + BASE + "  chat: {kind: sft, model: tok, data: {builtin: storyworld}}\n",
+        ["5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm is needed; 'base' (line 4) is one"],
+    ),
+    "a choice that is not ours": (
+        TOK + BASE + "  b2: {kind: pretrain, data: {builtin: storyworld}, model: {size: 1M}}\n  chat: {kind: sft, data: {builtin: storyworld}}\n",
+        ["6:3: stages.chat: name the model: base and b2 both fit, such as `model: b2`"],
+    ),
+    "missing file": (
+        "  tok: {kind: tokenizer, data: {path: nowhere.txt}}\n",
+        ["3:39: stages.tok.data.path: no such file"],
+    ),
+    "missing input": (BASE, ["3:3: stages.base: needs `tokenizer:` (tokenizer), and no earlier stage makes one"]),
+    "unknown architecture": (
+        TOK + BASE.replace("{size: 1M}", "{arch: lama}"),
+        ["stages.base.model.arch: transformers has no causal model 'lama', did you mean "],
+    ),
+    "misspelt configuration": (
+        TOK + BASE.replace("{size: 1M}", "{arch: gpt2, config: {n_layr: 2}}"),
+        ["stages.base.model.config: n_layr is not an option of GPT2Config, did you mean n_layer?"],
+    ),
+    "batch said twice": (
+        TOK + BASE.replace("1M}", "1M}, batch_tokens: 1k, trainer: {per_device_train_batch_size: 2}"),
+        ["stages.base: batch_tokens already sets trainer.per_device_train_batch_size; leave one of them out"],
+    ),
+    "two sources in one": (
+        "  tok: {kind: tokenizer, data: {builtin: storyworld, path: x}}\n",
+        ["3:32: stages.tok.data: name one source, not both path and builtin", "3:60: stages.tok.data.path: no such file"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_mistake_is_said_at_its_place(tmp_path: Path, name: str) -> None:
+    body, wanted = MISTAKES[name]
+    found = problems(tmp_path, HEAD + body)
+    assert len(found) == len(wanted), found
+    for text, want in zip(found, wanted, strict=True):
+        assert want in text, text
+
+
+def test_all_in_one_pass_and_in_the_order_of_the_file(tmp_path: Path) -> None:
+    body = "".join(
+        (
+            "  tok: {kind: tokenizer, data: {path: gone.txt}, vocab_sise: 5}\n",
+            "  base: {kind: pretrain, data: {builtin: storyworld}, model: {size: 1X}, trainer: {max_step: 5}}\n",
+            "  chat: {kind: stf}\n",
+        )
+    )
+    found = problems(tmp_path, HEAD + body)
+    assert [line.split(":")[0] for line in found] == sorted(line.split(":")[0] for line in found)
+    assert len(found) >= 4
+    for part in ("3:39: stages.tok.data.path: no such file", "vocab_sise", "size", "'stf' is not a kind"):
+        assert any(part in text for text in found), part
+
+
+def test_stages_that_wait_for_each_other(tmp_path: Path) -> None:
+    body = "  a: {kind: sft, model: b, data: {builtin: storyworld}}\n  b: {kind: sft, model: a, data: {builtin: storyworld}}\n"
+    (found,) = problems(tmp_path, HEAD + body)
+    assert "3:3: stages.a: these stages wait for each other: a → b → a" in found
+
+
+def test_the_line_and_a_caret_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(HEAD + "  tok:\n    kind: tokenizer\n    vocab_sise: 10\n", encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(path)
+    shown = [problem.excerpt for problem in caught.value.problems if "vocab_sise" in str(problem)]
+    assert shown == [("5 |     vocab_sise: 10", "  |     ^^^^^^^^^^")]
+    assert caught.value.code == 2
+    assert caught.value.hint == "llmpipe options tokenizer vocab"
+
+
+def test_overrides_are_typed_and_checked_like_the_file(tmp_path: Path) -> None:
+    text = HEAD + TOK + BASE
+    assert problems(tmp_path, text, "base.trainer.learning_rate=2e-5", "seed=7", "tok.vocab_size=4k") == []
+    (found,) = problems(tmp_path, text, "base.trainer.learning_rat=2e-5")
+    assert found.startswith("--set base.trainer.learning_rat=2e-5: stages.base.trainer.learning_rat: not an option")
+    (found,) = problems(tmp_path, text, "bas.trainer.max_steps=1")
+    assert found.startswith("--set bas.trainer.max_steps=1: no stage is called 'bas', did you mean base?")
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", "is empty"),
+        (b"name: \xff\n", "is not UTF-8"),
+        (b"name: [1,\n", "is not YAML"),
+        (b"a: &x [*x]\n", "beyond any real recipe"),
+        (b"name: !!python/name:os.system x\nstages: {}\n", "is not allowed; a recipe holds plain values"),
+        (b"- 1\n", "a recipe is a mapping with `name:` and `stages:`"),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, content: bytes, wanted: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(path)
+    assert any(wanted in str(problem) for problem in caught.value.problems), caught.value
