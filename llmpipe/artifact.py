@@ -39,7 +39,7 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True, extra="ignore")
 
-    schema_version: int = Field(1, alias="schema")
+    schema_version: int = Field(default=1, alias="schema")
 
 
 class Input(BaseModel):

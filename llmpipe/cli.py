@@ -31,11 +31,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to s
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
 InProcess = Annotated[bool, typer.Option("--in-process", help="Run stages in this process, for a debugger.")]
 Processes = Annotated[
-    int | None, typer.Option("--processes", min=1, metavar="N", help="Processes for a stage (torchrun); one per GPU by default.")
+    int | None,
+    typer.Option("--processes", min=1, metavar="N", help="Processes for a stage (torchrun); one per GPU by default."),
 ]
 Explain = Annotated[bool, typer.Option("--explain", help="Say in a sentence what each stage is for.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Hash all input files again instead of trusting the cache.")]
-Force = Annotated[list[str] | None, typer.Option("--force", metavar="STAGE", help="Run this stage even if nothing changed.")]
+Force = Annotated[
+    list[str] | None, typer.Option("--force", metavar="STAGE", help="Run this stage even if nothing changed.")
+]
+Data = Annotated[list[str] | None, typer.Option("--data", help="File, glob, stage, hub:ID or storyworld.")]
+Model = Annotated[list[str] | None, typer.Option("--model", help="Stage, folder, hub:ID; for pretrain a size too.")]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -59,7 +64,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _request(
-    set_: list[str] | None, *, dry_run: bool, in_process: bool, processes: int | None, explain: bool, json_output: bool, **more: Any
+    set_: list[str] | None,
+    *,
+    dry_run: bool,
+    in_process: bool,
+    processes: int | None,
+    explain: bool,
+    json_output: bool,
+    **more: Any,
 ) -> Request:
     """Gather the flags that running commands share."""
     from llmpipe.pipeline import Request
@@ -176,8 +188,8 @@ def _stage_command(kind: str) -> Callable[..., None]:
         recipe: Annotated[str | None, typer.Argument(help="Recipe whose stages of this kind to run.")] = None,
         run: RunDir = None,
         name: Annotated[str | None, typer.Option("--name", help="Name of the stage; its kind when left out.")] = None,
-        data: Annotated[list[str] | None, typer.Option("--data", help="File, glob, stage, hub:ID or storyworld.")] = None,
-        model: Annotated[list[str] | None, typer.Option("--model", help="Stage, folder, hub:ID; for pretrain a size too.")] = None,
+        data: Data = None,
+        model: Model = None,
         tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Stage, folder or hub:ID.")] = None,
         set_: Set = None,
         force: Annotated[bool, typer.Option("--force", help="Run even if nothing changed.")] = False,
@@ -195,27 +207,20 @@ def _stage_command(kind: str) -> Callable[..., None]:
         flags = {"data": data or [], "model": model or [], "tokenizer": [tokenizer] if tokenizer else []}
         _one_way(kind, recipe, run, used=[f"--{flag}" for flag, values in flags.items() if values])
         if recipe is not None:
-            _force(request, [name] if name else [], force)
-            run_kind(kind, recipe, run, request)
+            run_kind(kind, recipe, run, request, only=name, force=force)
         elif run is not None:
-            _force(request, [name or kind], force)
-            run_flags(kind, run, name, flags, request)
+            run_flags(kind, run, name or kind, flags, request, force=force)
 
     stage.__doc__ = f"{STAGES[kind].help}."
     return stage
-
-
-def _force(request: Request, names: list[str], force: bool) -> None:
-    from llmpipe.plan import Selection
-
-    request.selection = Selection(force=tuple(names) if force else ())
 
 
 def _one_way(kind: str, recipe: str | None, run: Path | None, *, used: list[str]) -> None:
     """Refuse a stage command that names neither a recipe nor a run directory, or mixes the two ways."""
     if recipe is None and run is None:
         raise UsageError(
-            f"llmpipe {kind} needs a recipe, or a run directory and flags", hint=f"llmpipe {kind} --run runs/mine {STAGES[kind].example}"
+            f"llmpipe {kind} needs a recipe, or a run directory and flags",
+            hint=f"llmpipe {kind} --run runs/mine {STAGES[kind].example}",
         )
     if recipe is not None and used:
         raise UsageError(
@@ -272,6 +277,8 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Raw text to an aligned chat model you can talk to: one recipe, one command."""

@@ -7,17 +7,20 @@ markup, and its control characters are dropped.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from llmpipe.errors import LlmpipeError
+from llmpipe.errors import LlmpipeError, UsageError
 
 SPARKS = "▁▂▃▄▅▆▇█"
 ACTION_STYLES = {"skip": "dim", "wait": "dim", "resume": "cyan", "run": "green", "rerun": "yellow"}
@@ -52,13 +55,14 @@ def error(failure: LlmpipeError) -> None:
     for problem in failure.problems:
         where = f"{problem.where}: " if problem.where else ""
         path = f"{problem.path}: " if problem.path else ""
-        err.print(Text.assemble((where, "bold"), path, (clean(problem.message), "red")))
+        err.print(Text.assemble((clean(where), "bold"), clean(path), (clean(problem.message), "red")))
         for line in problem.excerpt or ():
             err.print(Text(f"  {clean(line)}", style="dim"))
     if len(failure.problems) > 1:
-        err.print(Text(f"{len(failure.problems)} problems, nothing was run"))
+        before = ", nothing was run" if isinstance(failure, UsageError) else ""
+        err.print(Text(f"{len(failure.problems)} problems{before}"))
     if failure.hint:
-        err.print(Text.assemble("\n", ("hint: ", "cyan"), failure.hint))
+        err.print(Text.assemble("\n", ("hint: ", "cyan"), clean(failure.hint)))
 
 
 def error_json(failure: LlmpipeError) -> dict[str, Any]:
@@ -79,11 +83,27 @@ def table(rows: Iterable[Sequence[str | Text]], *, header: Sequence[str] = (), r
     return grid
 
 
+@dataclass(frozen=True)
+class _Trimmed:
+    """A renderable, indented and without the spaces that rich fills lines up with."""
+
+    content: Table
+    indent: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        narrower = options.update_width(options.max_width - self.indent)
+        for line in console.render_lines(self.content, narrower, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+                yield from (Segment(" " * self.indent), *line)
+            yield Segment.line()
+
+
 def show(content: Table, *, to_stdout: bool = False, indent: int = 2) -> None:
     """Print a table, indented."""
-    from rich.padding import Padding
-
-    (out if to_stdout else err).print(Padding(content, (0, 0, 0, indent)), soft_wrap=False)
+    (out if to_stdout else err).print(_Trimmed(content, indent), soft_wrap=False, end="")
 
 
 def number(value: Any, *, key: str = "") -> str:
@@ -92,7 +112,7 @@ def number(value: Any, *, key: str = "") -> str:
         return str(value)
     if key.endswith("_share"):
         return f"{value:.0%}"
-    if isinstance(value, int) or abs(value) >= 1000:
+    if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -100,14 +120,14 @@ def number(value: Any, *, key: str = "") -> str:
 def count(value: float) -> str:
     """Write a large count: 1.6 M, 19.1k."""
     for size, suffix in ((1e9, " B"), (1e6, " M"), (1e3, "k")):
-        if value >= size:
+        if value >= size * 0.99995:
             return f"{value / size:.1f}{suffix}"
     return f"{value:.0f}"
 
 
 def seconds(value: float) -> str:
     """Write a duration: 8.2 s, 1:12, 2:03:04."""
-    if value < 60:
+    if round(value, 1) < 60:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
@@ -115,11 +135,12 @@ def seconds(value: float) -> str:
 
 
 def sparkline(values: Sequence[float], *, width: int = 8) -> str:
-    """Draw a series as one line of blocks, averaged down to `width`."""
+    """Draw a series as one line of blocks, averaged down to `width`; what is not finite is left out."""
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
-    size = max(1, len(values) // width)
-    means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))][-width:]
+    size = math.ceil(len(values) / width)
+    means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
     low, high = min(means), max(means)
     return "".join(SPARKS[round((value - low) / (high - low or 1) * (len(SPARKS) - 1))] for value in means)
 

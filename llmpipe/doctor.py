@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from llmpipe import console
@@ -61,7 +62,7 @@ def _problems(facts: dict[str, Any], free: int) -> list[str]:
         found.append("less than 2 GB of disk are free here; a checkpoint takes three times a model's size")
     if not os.access(".", os.W_OK):
         found.append("this folder is not writable; runs go to ./runs unless --run names another place")
-    if os.path.exists("/proc/driver/nvidia") and "CPU" in facts["device"]:
+    if Path("/proc/driver/nvidia").exists() and "CPU" in facts["device"]:
         found.append("there is an NVIDIA driver, but torch sees no GPU: is this a CPU build of torch?")
     return found
 

@@ -62,7 +62,20 @@ def connect(
                     problem = _edge_problem(name, source.stage, accepts, made, tree)
                     problems += [tree.problem(item if item in tree.values else item[:-1], problem)] if problem else []
         connected[name] = settings.model_copy(update=filled)
-    return _ordered(connected, tree, problems)
+    ordered = _ordered(connected, tree, problems)
+    if not problems:
+        _check_lineage(ordered, tree, problems)
+    return ordered
+
+
+def _check_lineage(ordered: dict[str, StageSettings], tree: Tree, problems: list[Problem]) -> None:
+    """Ask every stage whether the stages that lead to it bring what it needs."""
+    kinds: dict[str, set[str]] = {}
+    for name, settings in ordered.items():
+        above = upstream(settings)
+        kinds[name] = {ordered[other].kind for other in above}.union(*(kinds[other] for other in above))
+        if problem := settings.lineage_problem(kinds[name]):
+            problems.append(tree.problem(("stages", name), problem, at_key=True))
 
 
 def _fill(

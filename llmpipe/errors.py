@@ -106,6 +106,7 @@ class StoppedError(LlmpipeError):
         self.code = ExitCode.INTERRUPTED if interrupted else ExitCode.PREEMPTED
 
     def __reduce__(self):  # type: ignore[no-untyped-def]
+        """Keep the code too when the error crosses from a worker process."""
         return type(self), (self.problems,), {"hint": self.hint, "code": self.code}
 
 

@@ -33,7 +33,7 @@ def run_dir_of(recipe: Recipe, run: Path | None) -> Path:
     inside = recipe.path.name == "recipe.yaml" and (
         (recipe.base / ".lock").exists() or any(recipe.base.glob("*/step.json"))
     )
-    return recipe.base if inside else Path("runs") / recipe.name
+    return Path(recipe.tree.file).parent if inside else Path("runs") / recipe.name
 
 
 def run_recipe(name: str, run: Path | None, request: Request) -> None:
@@ -44,21 +44,28 @@ def run_recipe(name: str, run: Path | None, request: Request) -> None:
     _run(recipe, text, run_dir_of(recipe, run), request)
 
 
-def run_kind(kind: str, name: str, run: Path | None, request: Request) -> None:
-    """Run the stages of one kind of a recipe; nothing above them runs unasked."""
-    recipe = recipes.load(recipes.find(name), overrides=request.overrides)
-    fitting = tuple(stage for stage, settings in recipe.stages.items() if settings.kind == kind)
+def run_kind(
+    kind: str, name: str, run: Path | None, request: Request, *, only: str | None = None, force: bool = False
+) -> None:
+    """Run the stages of one kind of a recipe, or `only` one; nothing above them runs unasked."""
+    path = recipes.find(name)
+    kinds = {stage: raw.get("kind") for stage, raw in _stages(path).items() if isinstance(raw, dict)}
+    fitting = tuple(stage for stage, found in kinds.items() if found == kind and only in (None, stage))
     if not fitting:
-        kinds = ", ".join(dict.fromkeys(settings.kind for settings in recipe.stages.values()))
-        raise UsageError(f"{name} has no {kind} stage; it has {kinds}")
-    request.selection = Selection(only=fitting, force=request.selection.force)
-    _run(recipe, recipe_edit.text_as_used(recipe, request.overrides), run_dir_of(recipe, run), request)
+        listed = ", ".join(f"{stage} ({found})" for stage, found in kinds.items()) or "none"
+        raise UsageError(f"{name} has no {kind} stage{f' {only}' if only else ''}", hint=f"its stages: {listed}")
+    overrides = [f"{stage}.{override}" for stage in fitting for override in request.overrides]
+    recipe = recipes.load(path, overrides=overrides)
+    request.selection = Selection(only=fitting, force=fitting if force else ())
+    _run(recipe, recipe_edit.text_as_used(recipe, overrides), run_dir_of(recipe, run), request)
 
 
-def run_flags(kind: str, run: Path, name: str | None, flags: dict[str, list[str]], request: Request) -> None:
+def run_flags(
+    kind: str, run: Path, name: str, flags: dict[str, list[str]], request: Request, *, force: bool = False
+) -> None:
     """Write a stage made from flags into the run's recipe, and run it."""
-    name = name or kind
-    known = _stage_names(run)
+    written = run / "recipe.yaml"
+    known = list(_stages(written)) if written.exists() else []
     accepted = stages.load(kind).Settings.model_fields
     keys: dict[str, Any] = {}
     for flag, values in flags.items():
@@ -71,16 +78,23 @@ def run_flags(kind: str, run: Path, name: str | None, flags: dict[str, list[str]
         key = flag if flag in accepted else plural
         keys[key] = sources[0] if len(sources) == 1 else sources
     text = recipe_edit.with_stage(run, name, kind, keys, request.overrides)
-    path = (run / "recipe.yaml").absolute()
-    recipe = recipes.check(yaml_tree.parse(text, shown_as=str(run / "recipe.yaml")), path)
-    request.selection = Selection(only=(name,), force=request.selection.force)
+    tree = yaml_tree.parse(text, shown_as=str(written))
+    if name not in known:
+        tree.relabel(("stages", name), f"llmpipe {kind}")
+    for key in keys:
+        tree.relabel(("stages", name, key), f"--{key.removesuffix('s') if key not in flags else key}")
+    for override in request.overrides:
+        tree.relabel(("stages", name, *override.partition("=")[0].split(".")), f"--set {override}")
+    recipe = recipes.check(tree, written.absolute())
+    request.selection = Selection(only=(name,), force=(name,) if force else ())
     _run(recipe, text, run, request)
 
 
-def _stage_names(run: Path) -> list[str]:
-    path = run / "recipe.yaml"
-    data = yaml_tree.read(path).data if path.exists() else {}
-    return list(data.get("stages") or {}) if isinstance(data, dict) else []
+def _stages(path: Path) -> dict[str, Any]:
+    """Read the stages of a recipe file as they are written; none where it is not a recipe."""
+    data = yaml_tree.read(path).data
+    found = data.get("stages") if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
@@ -141,10 +155,11 @@ def show_status(run_dir: Path, *, as_json: bool) -> None:
         raise UsageError(f"{run_dir} is no run directory: it has no recipe.yaml", hint="llmpipe run RECIPE makes one")
     recipe = recipes.load(path)
     rows = runner.status(make_plan(recipe, run_dir), run_dir)
+    running = (run_dir / ".lock").exists() and artifact.is_locked(run_dir)  # a look leaves no lock file behind
     if as_json:
-        console.as_json({"run": str(run_dir), "seed": recipe.seed, "running": artifact.is_locked(run_dir), "steps": rows})
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, "running": running, "steps": rows})
         return
-    if artifact.is_locked(run_dir):
+    if running:
         console.out.print(f"{run_dir} is being worked on")
     cells = [
         (
@@ -156,4 +171,5 @@ def show_status(run_dir: Path, *, as_json: bool) -> None:
         )
         for row in rows
     ]
-    console.show(console.table(cells, header=("stage", "kind", "state", "took", ""), right=(3,)), to_stdout=True, indent=0)
+    table = console.table(cells, header=("stage", "kind", "state", "took", ""), right=(3,))
+    console.show(table, to_stdout=True, indent=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,10 +85,11 @@ def make_plan(
         step = _decide(record, shown, above, run_dir, forced=name in selection.force)
         if name not in chosen and step.action != "skip":
             step = Step(record, "wait", "not asked for", shown)
-        if name in chosen and step.action != "skip" and (late := [s.name for s in above if s.action == "wait"]):
+        late = [done.name for done in steps.values() if done in above and done.action == "wait"]
+        if name in chosen and step.action != "skip" and late:
             raise UsageError(
                 f"{name} needs {' and '.join(late)}, which {'is' if len(late) == 1 else 'are'} not finished",
-                hint=f"llmpipe run {recipe.tree.file} --until {name}",
+                hint=f"llmpipe run {recipe.tree.file} --until {late[-1]}",
             )
         steps[name] = step
     cache.save()
@@ -149,7 +151,8 @@ def _input(
         content: Any = fingerprints[source.stage]
     elif isinstance(source, PathSource):
         folder = Path(source.path)
-        files = sorted(f for p in MODEL_FILES for f in folder.glob(p)) if is_folder else expand(source.path, base=Path())
+        inside = (file for pattern in MODEL_FILES for file in folder.glob(pattern))
+        files = sorted(inside) if is_folder else expand(source.path, base=Path())
         found = {str(file): cache.sha256(file) for file in files}
         content = [[file.suffix, found[str(file)]] for file in files]
     else:
@@ -204,7 +207,7 @@ def _because(changes: list[str], again: list[str]) -> str:
 
 
 def changed_keys(old: StepRecord, new: StepRecord) -> Iterator[str]:
-    """Yield what differs between two records of a step, one line for each key: `trainer.learning_rate 2e-05 → 1e-05`."""
+    """Yield what differs between two records of a step, one for each key: `trainer.learning_rate 2e-5 → 1e-5`."""
     if old.kind != new.kind:
         yield f"kind {old.kind} → {new.kind}"
         return
@@ -221,25 +224,35 @@ def changed_keys(old: StepRecord, new: StepRecord) -> Iterator[str]:
         had = [entry for entry in old.inputs if entry.field == name]
         has = [entry for entry in new.inputs if entry.field == name]
         if [e.identity for e in had] != [e.identity for e in has]:
-            yield _input_change(name, had, has)
+            yield from _input_change(name, had, has, new.settings.get(name))
 
 
-def _input_change(name: str, had: Sequence[Input], has: Sequence[Input]) -> str:
+def _input_change(name: str, had: Sequence[Input], has: Sequence[Input], value: Any) -> Iterator[str]:
+    """Say how an input differs: other sources, sources that are read in another way, or other content."""
     where = ("stage", "path", "hub", "builtin")
     old = [entry.source[key] for entry in had for key in where if key in entry.source]
     new = [entry.source[key] for entry in has for key in where if key in entry.source]
     if old != new:
-        return f"{name} {' + '.join(old) or 'none'} → {' + '.join(new) or 'none'}"
+        yield f"{name} {' + '.join(old) or 'none'} → {' + '.join(new) or _brief(value)}"
+        return
+    for before, after in zip(had, has, strict=True):
+        for key in dict.fromkeys([*before.source, *after.source]):
+            if before.source.get(key) != after.source.get(key):
+                yield f"{name}.{key} {_brief(before.source.get(key))} → {_brief(after.source.get(key))}"
     files = {file: digest for entry in had for file, digest in entry.files.items()}
     moved = [Path(f).name for entry in has for f, digest in entry.files.items() if files.get(f) != digest]
-    return f"{', '.join(moved) or ' + '.join(new)} changed"
+    if moved or files.keys() != {file for entry in has for file in entry.files}:
+        yield f"{', '.join(moved) or ' + '.join(Path(path).name for path in new)} changed"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
     return {prefix[:-1]: value}
 
 
 def _brief(value: Any) -> str:
-    return "unset" if value is None else str(value)
+    """Write a value as it stands in a recipe: 2e-5, true."""
+    if value is None:
+        return "unset"
+    return re.sub(r"(e[-+])0(?=\d)", r"\1", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

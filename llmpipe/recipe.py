@@ -78,7 +78,7 @@ def load(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: with every problem that was found.
     """
-    tree = yaml_tree.read(path, shown_as=_shown(path))
+    tree = yaml_tree.read(path, shown_as=shown(path))
     return check(tree, path.resolve(), overrides=overrides)
 
 
@@ -164,9 +164,9 @@ def _missing_files(
             path = source.get("path") if isinstance(source, dict) else None
             if accepts is None or not isinstance(path, str) or not path:
                 continue
-            where: KeyPath = ("stages", name, field, *([index] if isinstance(written, list) else []), "path")
+            item: KeyPath = (field, index) if isinstance(written, list) else (field,)
             if message := _file_problem(path, base, is_folder=accepts.is_folder):
-                yield tree.problem(where, message)
+                yield tree.problem(("stages", name, *item, "path"), message)
 
 
 def _file_problem(path: str, base: Path, *, is_folder: bool) -> str | None:
@@ -209,7 +209,7 @@ def parse_override(override: str, *, where: str) -> tuple[tuple[str, ...], Any, 
     dotted, equals, text = override.partition("=")
     path = tuple(part.strip() for part in dotted.split("."))
     if not equals or not all(path):
-        return path, None, [Problem("write it as stage.key=value", where=where)]
+        return path, None, [Problem("write it as key=value, such as chat.trainer.max_steps=100", where=where)]
     path = path if path[0] in ("name", "seed", "stages") else ("stages", *path)
     try:
         return path, yaml_tree.parse(text, shown_as=where).data if text.strip() else None, []
@@ -237,7 +237,7 @@ def _hint(problems: list[Problem], tree: Tree) -> str | None:
     return None
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """Name a file the short way when it is below the current folder."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))

@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 
 from llmpipe import edges, yaml_tree
 from llmpipe.artifact import write_text
-from llmpipe.errors import Problem, UsageError
-from llmpipe.recipe import Recipe
+from llmpipe.errors import Problem, RecipeError, UsageError
+from llmpipe.recipe import Recipe, parse_override
 from llmpipe.settings import BuiltinSource
 
 
@@ -30,15 +30,10 @@ def _yaml() -> YAML:
 
 def text_as_used(recipe: Recipe, overrides: Sequence[str]) -> str:
     """Return a recipe's text with overrides applied and paths made absolute, so that it can lie anywhere."""
-    document = _yaml().load("\n".join(recipe.tree.lines) + "\n")
+    document = _yaml().load(recipe.tree.text)
     for override in overrides:
-        dotted, _, value = override.partition("=")
-        parts = dotted.split(".")
-        parts = parts if parts[0] in ("name", "seed", "stages") else ["stages", *parts]
-        target = document
-        for part in parts[:-1]:
-            target = target.setdefault(part, {})
-        target[parts[-1]] = _yaml().load(value) if value.strip() else None
+        path, value, _ = parse_override(override, where="--set")
+        yaml_tree.assign(document, path, value)
     for name, settings in recipe.stages.items():
         written = document["stages"][name]
         for field, _ in edges.input_fields(settings):
@@ -53,34 +48,37 @@ def with_stage(run_dir: Path, name: str, kind: str, keys: dict[str, Any], overri
     """Return the text of a run's recipe with a stage added or updated; a new recipe where there is none.
 
     Raises:
-        UsageError: an override is not key=value, or the name belongs to a stage of another kind.
+        UsageError: an override is not key=value or fits nowhere, or the name belongs to a stage of another kind.
     """
     path = run_dir / "recipe.yaml"
+    document: dict[str, Any] = {"name": name_from(run_dir.absolute().name), "seed": 42, "stages": {}}
     if path.exists():
-        yaml_tree.read(path)  # refuses what is not YAML, with its place
-        document = _yaml().load(path.read_text(encoding="utf-8"))
-    else:
-        document = {"name": _name_from(run_dir), "seed": 42, "stages": {}}
+        tree = yaml_tree.read(path)  # refuses what is not YAML, with its place
+        document = _yaml().load(tree.text)
+        if not isinstance(tree.data, dict) or not isinstance(tree.data.get("stages"), dict):
+            raise RecipeError(tree.problem((), "a recipe is a mapping with `name:` and `stages:`"))
     stage = document["stages"].setdefault(name, {"kind": kind})
+    if not isinstance(stage, dict):
+        raise RecipeError(tree.problem(("stages", name), "a stage is a mapping, such as {kind: sft, ...}"))
     if stage.get("kind") != kind:
         problem = f"stage '{name}' of {path} is a {stage.get('kind')} stage"
         raise UsageError(problem, hint=f"give this one another name: --name {name}-2")
     stage.update(keys)
+    problems: list[Problem] = []
     for override in overrides:
-        dotted, equals, value = override.partition("=")
-        if not equals or not dotted:
-            raise UsageError(Problem("write it as key=value, such as trainer.max_steps=100", where=f"--set {override}"))
-        target = stage
-        *parents, last = dotted.split(".")
-        for part in parents:
-            target = target.setdefault(part, {})
-        target[last] = yaml_tree.parse(value, shown_as=f"--set {override}").data if value.strip() else None
+        where = f"--set {override}"
+        key, value, found = parse_override(f"stages.{name}.{override}", where=where)
+        problems += found
+        if not found and (message := yaml_tree.assign(stage, key[2:], value)):
+            problems.append(Problem(message, where=where))
+    if problems:
+        raise UsageError(problems)
     return _dump(document)
 
 
-def _name_from(run_dir: Path) -> str:
-    name = re.sub(r"[^a-z0-9_-]+", "-", run_dir.absolute().name.lower()).strip("-_0123456789")
-    return name[:64] or "run"
+def name_from(text: str) -> str:
+    """Make a valid name of a file's or a folder's."""
+    return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).lstrip("-_0123456789").rstrip("-_")[:64] or "mine"
 
 
 def source_from_flag(value: str, *, field: str, stages: Sequence[str]) -> Any:

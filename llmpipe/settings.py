@@ -9,6 +9,7 @@ Sources say where an input comes from: `{stage: base}` (or the bare name `base`)
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -173,6 +174,11 @@ Count = Annotated[
 """A number of tokens or parameters; `64k`, `10M` and `1.5B` are powers of ten."""
 
 
+def is_count(metadata: Iterable[Any]) -> bool:
+    """Tell a `Count` by a field's metadata; pydantic keeps no name of it."""
+    return any(isinstance(extra, BeforeValidator) and extra.func is _count for extra in metadata)
+
+
 class StageSettings(Strict):
     """Base of all `Settings`; `kind` is narrowed by each stage."""
 
@@ -181,6 +187,11 @@ class StageSettings(Strict):
     def unused_inputs(self) -> frozenset[str]:
         """Name the inputs that these settings do without, so that leaving them out is no mistake."""
         return frozenset()
+
+    def lineage_problem(self, ancestors: set[str]) -> str | None:
+        """Say what these settings miss among the kinds of the stages that lead here, or None."""
+        del ancestors
+        return None
 
 
 class HeldOut(Strict):

@@ -67,10 +67,14 @@ def changes(name: str, manifest: Manifest) -> list[tuple[str, str, str, str]]:
     rows = []
     for number, key in enumerate(pairs):
         before, after = (console.number(metrics[which], key=key) for which in (f"{key}_before", key))
-        rows.append(("" if number else name, LABELS.get(key, key.replace("_", " ")), before, after))
+        rows.append(("" if number else name, _label(key), before, after))
     if manifest.kind == "tokenizer":
         rows.append((name, "bytes per token (a byte is 1)", "1", console.number(metrics["bytes_per_token"])))
     return rows
+
+
+def _label(key: str) -> str:
+    return LABELS.get(key, key.replace("_", " "))
 
 
 def show_scores(folder: Path, name: str) -> None:
@@ -79,7 +83,7 @@ def show_scores(folder: Path, name: str) -> None:
     models: dict[str, dict[str, Any]] = scores["models"]
     keys = [key for entry in models.values() for key in entry if key != "samples" and key not in HIDDEN]
     rows = [
-        (LABELS.get(key, key.replace("_", " ")), *(console.number(entry.get(key, ""), key=key) for entry in models.values()))
+        (_label(key), *(console.number(entry.get(key, ""), key=key) for entry in models.values()))
         for key in dict.fromkeys(keys)
     ]
     if rows:
@@ -87,7 +91,8 @@ def show_scores(folder: Path, name: str) -> None:
         console.show(console.table(rows, header=(name, *models), right=range(1, len(models) + 1)))
     for index, prompt in enumerate(scores.get("prompts", ())):
         console.say(f"\n  {prompt}", style="bold")
-        answers = [(model, " ".join(entry["samples"][index].split())) for model, entry in models.items() if "samples" in entry]
+        told = {model: entry["samples"][index] for model, entry in models.items() if "samples" in entry}
+        answers = [(model, " ".join(text.split())) for model, text in told.items()]
         if answers:
             console.show(console.table(answers))
 

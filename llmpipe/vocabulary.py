@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from rich.text import Text
 
 from llmpipe import console, passthrough, stages
 from llmpipe import recipe as recipes
 from llmpipe.artifact import write_text
 from llmpipe.errors import UsageError, did_you_mean
-from llmpipe.settings import Passthrough
+from llmpipe.recipe_edit import name_from
+from llmpipe.settings import AnySource, Passthrough, is_count
 
 
 def show_options(kind: str, word: str | None, *, as_json: bool) -> None:
@@ -26,45 +34,73 @@ def show_options(kind: str, word: str | None, *, as_json: bool) -> None:
     if as_json:
         console.as_json(rows)
         return
-    cells = [(row["key"], row["type"], row["default"], _short(row["help"])) for row in rows]
-    table = console.table(cells, header=("key", "type", "default", "meaning"))
-    for column, width in ((0, 40), (1, 24), (2, 18)):
-        table.columns[column].max_width = width
-    console.show(table, to_stdout=True, indent=0)
+    for row in rows:
+        default = row["default"] and f" = {row['default']}"
+        console.out.print(Text.assemble((row["key"], "bold"), default, (f"  {_within(row['type'], 60)}", "cyan")))
+        for line in textwrap.wrap(_short(row["help"]), width=max(40, min(console.out.width, 120) - 4)):
+            console.out.print(Text(f"    {line}"))
 
 
 def option_rows(kind: str) -> list[dict[str, str]]:
     """Return every key that a stage understands: key, type, default, help; reserved ones are left out."""
-    rows = []
-    for name, info in stages.load(kind).Settings.model_fields.items():
+    return list(_rows(stages.load(kind).Settings, prefix=""))
+
+
+def _rows(model: type[BaseModel], *, prefix: str) -> Iterator[dict[str, str]]:
+    for name, info in model.model_fields.items():
         extra = next((extra for extra in info.metadata if isinstance(extra, Passthrough)), None)
-        if extra is None:
-            rows.append({"key": name, "type": _type(info), "default": _default(info), "help": info.description or ""})
-            continue
-        for option in passthrough.options_of(extra.config_class).values():
-            if option.name not in extra.reserved:
-                key = f"{name}.{option.name}"
-                rows.append({"key": key, "type": option.type, "default": option.default, "help": option.help})
-    return rows
+        if extra is not None:
+            for option in passthrough.options_of(extra.config_class).values():
+                if option.name not in extra.reserved:
+                    yield {
+                        "key": f"{name}.{option.name}",
+                        "type": option.type,
+                        "default": option.default,
+                        "help": option.help,
+                    }
+        elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from _rows(info.annotation, prefix=f"{name}.")
+        else:
+            words = ["count"] if is_count(info.metadata) else list(dict.fromkeys(_words(info.annotation)))
+            yield {
+                "key": f"{prefix}{name}",
+                "type": " | ".join(words),
+                "default": _default(info),
+                "help": info.description or "",
+            }
 
 
-def _type(info: FieldInfo) -> str:
-    """Name a field's type the way a recipe's author would."""
-    text = repr(info.annotation)
-    if "Source" in text:
-        return "list of sources" if "list[" in text else "source"
-    choices = re.findall(r"Literal\[([^\]]*)\]", text)
-    if choices:
-        return " | ".join(part.strip().strip("'") for part in choices[0].split(","))
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    return re.sub(r"(?:typing|llmpipe\.[\w.]+)\.", "", text).removesuffix(" | None")
+def _words(annotation: Any) -> Iterator[str]:
+    """Name a type the way a recipe's author would, alternative by alternative."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        yield from ["count"] if is_count(arguments[1:]) else _words(arguments[0])
+    elif origin is typing.Literal:
+        yield from map(str, arguments)
+    elif origin in (typing.Union, types.UnionType):
+        for argument in arguments:
+            yield from _words(argument)
+    elif origin is list:
+        yield f"list of {' | '.join(dict.fromkeys(_words(arguments[0])))}"
+    elif origin is dict:
+        yield "mapping"
+    elif isinstance(annotation, type) and issubclass(annotation, AnySource):
+        yield "source"
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield f"{{{', '.join(annotation.model_fields)}}}"
+    elif annotation is not types.NoneType:
+        yield {"str": "text", "int": "whole number", "float": "number", "bool": "true | false"}[annotation.__name__]
 
 
 def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "(needed)"
     value = info.get_default(call_default_factory=True)
-    return "" if value is None else str(value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _within(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _short(text: str, *, limit: int = 160) -> str:
@@ -86,12 +122,15 @@ def recipe_schema() -> dict[str, Any]:
                 if isinstance(extra, Passthrough):
                     shape["properties"][name] = _passthrough_schema(extra)
             if "Source" in repr(info.annotation):  # a bare text is a stage's name, a lone source a list of one
-                shape["properties"][name] = {"anyOf": [{"type": "string"}, _lone(shape["properties"][name]), shape["properties"][name]]}
+                full = shape["properties"][name]
+                names = {"type": "array", "items": {"anyOf": [{"type": "string"}, _lone(full)]}, "minItems": 1}
+                shape["properties"][name] = {"anyOf": [{"type": "string"}, _lone(full), full, names]}
         shape["required"] = sorted({"kind", *shape.get("required", ())})
         variants.append(shape)
     top = recipes.RecipeFile.model_json_schema()
     top["properties"]["stages"] |= {"additionalProperties": {"oneOf": variants}}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, "title": "llmpipe recipe", "$defs": definitions}
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, **top, "title": "llmpipe recipe", "$defs": definitions}
 
 
 def _lone(schema: dict[str, Any]) -> dict[str, Any]:
@@ -113,12 +152,12 @@ def write_recipe(path: Path, like: str, *, as_json: bool) -> None:
         near = did_you_mean(like, list(shipped))
         raise UsageError(f"no shipped recipe is called '{like}'{near}", hint=f"shipped recipes: {', '.join(shipped)}")
     if path.exists():
-        raise UsageError(f"{path} is there already; nothing was written", hint="give another name: llmpipe init NAME.yaml")
+        hint = "give another name: llmpipe init NAME.yaml"
+        raise UsageError(f"{path} is there already; nothing was written", hint=hint)
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no folder")
+        raise UsageError(f"{path.parent} is no folder; nothing was written", hint=f"mkdir -p {path.parent}")
     text = shipped[like].read_text(encoding="utf-8")
-    name = re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_0123456789") or "mine"
-    write_text(path, re.sub(r"^name: .*$", f"name: {name}", text, count=1, flags=re.MULTILINE))
+    write_text(path, re.sub(r"^name: .*$", f"name: {name_from(path.stem)}", text, count=1, flags=re.MULTILINE))
     if as_json:
         console.as_json({"written": str(path), "like": like})
         return

@@ -50,6 +50,12 @@ class Settings(StageSettings):
         """Text is looked for in the lineage of the models; see `held_out_text`."""
         return frozenset({"data"})
 
+    def lineage_problem(self, ancestors: set[str]) -> str | None:
+        """Perplexity needs text: some that is named, or what a pretrain stage above held out."""
+        if "perplexity" in self.suites and self.data is None and "pretrain" not in ancestors:
+            return "perplexity needs text: name some with `data:`, or leave it out of `suites:`"
+        return None
+
 
 def produces(_settings: Settings) -> Artifact:
     """Say what comes out."""

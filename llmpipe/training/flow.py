@@ -100,7 +100,7 @@ class Measured:
         return float(total[0] / total[1]) if total[1] else math.nan
 
 
-class PretrainTrainer(Measured, Trainer):  # type: ignore[misc]
+class PretrainTrainer(Measured, Trainer):
     """Trainer with these guards and measures."""
 
 

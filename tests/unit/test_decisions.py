@@ -160,7 +160,7 @@ def test_selection(place: Path) -> None:
     assert actions(plan(place, only=("base",)))["chat"] == "wait"
     with pytest.raises(UsageError, match="chat needs base, which is not finished") as caught:
         plan(place, first="chat")
-    assert "--until chat" in str(caught.value.hint)
+    assert "--until base" in str(caught.value.hint)
     with pytest.raises(UsageError, match="no stage is called 'bse', did you mean base"):
         plan(place, only=("bse",))
     finish(place, *ALL)

@@ -89,6 +89,10 @@ MISTAKES = {
         TOK + BASE.replace("1M}", "1M}, batch_tokens: 1k, trainer: {per_device_train_batch_size: 2}"),
         ["stages.base: batch_tokens already sets trainer.per_device_train_batch_size; leave one of them out"],
     ),
+    "nothing to measure": (
+        "  scores: {kind: eval, models: [{hub: a/b}]}\n",
+        ["3:3: stages.scores: perplexity needs text: name some with `data:`, or leave it out of `suites:`"],
+    ),
     "two sources in one": (
         "  tok: {kind: tokenizer, data: {builtin: storyworld, path: x}}\n",
         ["3:32: stages.tok.data: name one source, not both path and builtin", "3:60: stages.tok.data.path: no such file"],
