@@ -194,8 +194,9 @@ def _apply(tree: Tree, override: str) -> Iterator[Problem]:
     if path[0] != "stages" and len(path) > 1:
         yield Problem(f"{path[0]} holds no keys", where=where)
     elif path[0] == "stages" and (len(path) == 1 or path[1] not in known):
-        near = did_you_mean(path[1], list(known)) if len(path) > 1 else ""
-        yield Problem(f"no stage is called '{path[min(1, len(path) - 1)]}'{near or '; stages are ' + ', '.join(known)}", where=where)
+        wanted = path[1] if len(path) > 1 else "stages"
+        near = did_you_mean(wanted, list(known)) or f"; stages are {', '.join(known)}"
+        yield Problem(f"no stage is called '{wanted}'{near}", where=where)
     elif path[0] == "stages" and len(path) == 2:
         yield Problem(f"'{path[1]}' is a stage; write a key of it: {path[1]}.KEY=VALUE", where=where)
     elif problem := yaml_tree.assign(tree.data, path, value):

@@ -35,7 +35,8 @@ def show_options(kind: str, word: str | None, *, as_json: bool) -> None:
         console.as_json(rows)
         return
     for row in rows:
-        default = row["default"] and f" = {row['default']}"
+        written = row["default"] and not row["default"].startswith("(")
+        default = f" = {row['default']}" if written else f" {row['default']}".rstrip()
         console.out.print(Text.assemble((row["key"], "bold"), default, (f"  {_within(row['type'], 60)}", "cyan")))
         for line in textwrap.wrap(_short(row["help"]), width=max(40, min(console.out.width, 120) - 4)):
             console.out.print(Text(f"    {line}"))

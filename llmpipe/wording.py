@@ -21,7 +21,8 @@ def yaml_path(raw: Any, loc: tuple[str | int, ...]) -> KeyPath:
     """Leave out of pydantic's location what is not in the file: the tags of unions, the index of a lone item."""
     path: list[str | int] = []
     for step, part in enumerate(loc, start=1):
-        if isinstance(raw, dict) and part in raw and (step == len(loc) or isinstance(raw[str(part)], dict | list)):
+        is_tag = part in _TAGS and step < len(loc)
+        if isinstance(raw, dict) and part in raw and not (is_tag and not isinstance(raw[str(part)], dict | list)):
             raw = raw[str(part)]
         elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
             raw = raw[part]

@@ -145,7 +145,7 @@ def test_selections(llmpipe, run_dir):
     llmpipe("run", "tiny.yaml", "--until", "base")
     assert actions(llmpipe, "tiny.yaml") == {"tok": "skip", "base": "skip", "chat": "run", "scores": "run"}
     done = llmpipe("run", "tiny.yaml", "--from", "scores", code=2)
-    assert done.stderr == "scores needs chat, which is not finished\n\nhint: llmpipe run tiny.yaml --until scores\n"
+    assert done.stderr == "scores needs chat, which is not finished\n\nhint: llmpipe run tiny.yaml --until chat\n"
     done = llmpipe("sft", "tiny.yaml", "--dry-run")
     assert re.search(r"^  chat +sft +run +first time", done.stderr, re.M)
     assert re.search(r"^  scores +eval +wait +not asked for", done.stderr, re.M)
@@ -163,7 +163,7 @@ def test_force_runs_an_unchanged_stage_again(llmpipe, run_dir):
 
 def test_a_stage_command_does_not_run_what_is_above_it(llmpipe):
     done = llmpipe("sft", "tiny.yaml", code=2)
-    assert done.stderr == "chat needs base, which is not finished\n\nhint: llmpipe run tiny.yaml --until chat\n"
+    assert done.stderr == "chat needs base, which is not finished\n\nhint: llmpipe run tiny.yaml --until base\n"
     assert not (llmpipe.folder / "runs/tiny/chat").exists()
 
 

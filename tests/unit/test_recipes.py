@@ -1,0 +1,40 @@
+"""The recipes that ship: all of them valid, in the wheel, and found by name."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from llmpipe import recipe as recipes
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
+STUBS = {"shakespeare-cpu": ["tinyshakespeare.txt"]}
+"""Files that a recipe's first lines tell the user to fetch."""
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(path, tmp_path))
+    for name in STUBS.get(path.stem, []):
+        (tmp_path / name).write_text("To be\n" * 10, encoding="utf-8")
+        assert name in path.read_text(encoding="utf-8").partition("name:")[0]  # how to get it is said above
+    recipe = recipes.load(copy)
+    assert recipe.stages
+
+
+def test_every_recipe_ships_and_is_found_by_name() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    assert build["wheel"]["force-include"]["recipes"] == "llmpipe/recipes"
+    assert sorted(recipes.shipped_recipes().values()) == SHIPPED
+    for path in SHIPPED:
+        assert recipes.find(path.stem) == path
+
+
+def test_every_recipe_is_in_the_list_for_readers() -> None:
+    table = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    for path in SHIPPED:
+        assert path.stem in table
