@@ -191,7 +191,8 @@ class HashCache:
 
     def __init__(self, path: Path, *, verify: bool = False) -> None:
         self.path, self.verify = path, verify
-        self.known: dict[str, Any] = read_json(path) or {}
+        found = read_json(path)
+        self.known: dict[str, Any] = found if isinstance(found, dict) else {}
 
     def sha256(self, file: Path) -> str:
         """Return the sha256 of a file, from the cache when the file looks unchanged."""
@@ -205,7 +206,7 @@ class HashCache:
 
     def save(self) -> None:
         """Keep the hashes for the next plan of this run."""
-        if self.known and self.path.parent.is_dir():
+        if self.known and os.access(self.path.parent, os.W_OK):  # `plan` may look at a run that it cannot write to
             write_json(self.path, self.known)
 
 

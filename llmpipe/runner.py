@@ -117,14 +117,17 @@ def prepare(step: Step, run_dir: Path) -> None:
 
 
 def _clear(folder: Path, history: Path) -> None:
-    """Make way for a stage: what cost time moves to the history, an attempt without a complete checkpoint goes."""
+    """Make way for a stage: its own attempt without a complete checkpoint goes, anything else moves to the history."""
+    if not folder.exists():
+        return
     old = artifact.read_step(folder)
-    if old and (artifact.read_manifest(folder) or complete_checkpoints(folder / "checkpoints")):
-        history.mkdir(exist_ok=True)
-        names = (f"{folder.name}-{old.fingerprint[:8]}{number}" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
-        folder.rename(next(history / name for name in names if not (history / name).exists()))
-    elif folder.exists():
+    if old and not artifact.read_manifest(folder) and not complete_checkpoints(folder / "checkpoints"):
         shutil.rmtree(folder)
+        return
+    history.mkdir(exist_ok=True)
+    mark = old.fingerprint[:8] if old else "unknown"  # a folder of the user's that has a stage's name, for one
+    names = (f"{folder.name}-{mark}{number}" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
+    folder.rename(next(history / name for name in names if not (history / name).exists()))
 
 
 def _run_step(step: Step, run_dir: Path, options: Options, stop: _Stop) -> None:

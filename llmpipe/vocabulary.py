@@ -20,7 +20,7 @@ from llmpipe import recipe as recipes
 from llmpipe.artifact import write_text
 from llmpipe.errors import UsageError, did_you_mean
 from llmpipe.recipe_edit import name_from
-from llmpipe.settings import AnySource, Passthrough, is_count
+from llmpipe.settings import STAGE_NAME, AnySource, Passthrough, is_count
 
 
 def show_options(kind: str, word: str | None, *, as_json: bool) -> None:
@@ -129,7 +129,8 @@ def recipe_schema() -> dict[str, Any]:
         shape["required"] = sorted({"kind", *shape.get("required", ())})
         variants.append(shape)
     top = recipes.RecipeFile.model_json_schema()
-    top["properties"]["stages"] |= {"additionalProperties": {"oneOf": variants}}
+    named = {"patternProperties": {STAGE_NAME: {"oneOf": variants}}, "additionalProperties": False}
+    top["properties"]["stages"] |= named
     dialect = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": dialect, **top, "title": "llmpipe recipe", "$defs": definitions}
 

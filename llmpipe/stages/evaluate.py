@@ -35,7 +35,7 @@ class Settings(StageSettings):
         None, description="text to measure; a pretrain stage's name means the text it held out, which is the default"
     )
     suites: list[Suite] = Field(
-        default=["perplexity", "samples"], description="perplexity, samples and storyworld"
+        default=["perplexity", "samples"], min_length=1, description="perplexity, samples and storyworld"
     )
     context: Count | None = Field(None, description="tokens in a window of text; the model's own limit when left out")
     max_tokens: Count = Field(1_000_000, description="no further text is begun once this many are measured")

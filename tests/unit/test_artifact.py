@@ -1,4 +1,4 @@
-"""The run directory on disk: writes that are whole or not there, locks that say who holds them, hashes that are true."""
+"""The run directory on disk: writes that are whole or not there, locks that name their holder, hashes that are true."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_write_replaces_the_whole_file_and_leaves_no_other(tmp_path: Path) -> 
     artifact.write_json(path, {"long": "x" * 1000})
     artifact.write_json(path, {"ä": 1})
     assert path.read_text(encoding="utf-8") == '{\n  "ä": 1\n}\n'
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +37,7 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
         artifact.write_json(path, {"new": 2})
     assert str(caught.value) == f"{path}: cannot be written: Input/output error"
     assert json.loads(path.read_text(encoding="utf-8")) == {"old": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_step_json_comes_back_and_keeps_unknown_keys_out(tmp_path: Path) -> None:

@@ -100,7 +100,10 @@ REFUSED: dict[tuple[str, ...], tuple[str, str | None]] = {
         "--data b.txt: no such file, folder or stage",
         "a hub repository is written hub:OWNER/NAME",
     ),
-    ("tokenizer", "--run", "new", "--model", "10M"): ("a tokenizer stage takes no --model", "llmpipe options tokenizer"),
+    ("tokenizer", "--run", "new", "--model", "10M"): (
+        "a tokenizer stage takes no --model",
+        "llmpipe options tokenizer",
+    ),
     ("sft", "--run", "new", "--data", "a.txt"): (
         "llmpipe sft: stages.sft: needs `model:` (causal-lm), and no earlier stage makes one",
         None,
@@ -118,7 +121,9 @@ REFUSED: dict[tuple[str, ...], tuple[str, str | None]] = {
 
 
 @pytest.mark.parametrize("arguments", REFUSED, ids=" ".join)
-def test_mistakes_exit_2_and_leave_nothing_that_runs(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_exit_2_and_leave_nothing_that_runs(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     message, hint = REFUSED[arguments]
     done = call(monkeypatch, *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
@@ -128,12 +133,16 @@ def test_mistakes_exit_2_and_leave_nothing_that_runs(arguments: tuple[str, ...],
 
 
 @pytest.mark.parametrize("arguments", REFUSED, ids=" ".join)
-def test_mistakes_are_json_on_stdout_when_asked_for(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_json_on_stdout_when_asked_for(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = call(monkeypatch, *arguments, "--json")
     error = json.loads(done.stdout)["error"]
     first = error["problems"][0]
     assert error["exit_code"] == done.exit_code == 2
-    assert ": ".join(part for part in (first["where"], first["path"], first["message"]) if part) == REFUSED[arguments][0]
+    assert (
+        ": ".join(part for part in (first["where"], first["path"], first["message"]) if part) == REFUSED[arguments][0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +182,9 @@ def test_a_dry_run_is_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_set_belongs_to_the_stage_in_a_stage_command(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ("--dry-run", "--json", "--set", "vocab_size=300")
     ours = json.loads(call(monkeypatch, "tokenizer", "r.yaml", *flags).stdout)["steps"][0]
-    written = json.loads(call(monkeypatch, "plan", "r.yaml", "--json", "--set", "tok.vocab_size=300").stdout)["steps"][0]
+    written = json.loads(call(monkeypatch, "plan", "r.yaml", "--json", "--set", "tok.vocab_size=300").stdout)["steps"][
+        0
+    ]
     assert ours["fingerprint"] == written["fingerprint"]
     assert [ours["action"], ours["name"]] == ["run", "tok"]
 

@@ -97,7 +97,8 @@ def test_an_error_shows_its_place_its_line_and_the_hint(shown: io.StringIO) -> N
     first = Problem("is \x1b[31mwrong", where="r.yaml:2:3", path="a.b", excerpt=("2 | b: 1", "  | ^"))
     console.error(RecipeError([first, Problem("too")], hint="llmpipe options sft"))
     assert shown.getvalue() == (
-        "r.yaml:2:3: a.b: is [31mwrong\n  2 | b: 1\n    | ^\ntoo\n2 problems, nothing was run\n\nhint: llmpipe options sft\n"
+        "r.yaml:2:3: a.b: is [31mwrong\n  2 | b: 1\n    | ^\ntoo\n"
+        "2 problems, nothing was run\n\nhint: llmpipe options sft\n"
     )
 
 

@@ -14,6 +14,7 @@ from llmpipe.artifact import Manifest, write_json
 from llmpipe.checkpoints import MARKER, complete_checkpoints, drop_incomplete, mark_complete, rotate
 from llmpipe.errors import UsageError
 from llmpipe.plan import Selection, Step, make_plan
+from llmpipe.runner import prepare
 
 RECIPE = """\
 name: x
@@ -208,3 +209,26 @@ def test_rotation_keeps_what_is_asked_for_and_the_newest(tmp_path: Path) -> None
     rotate(tmp_path, keep={2, 5})
     assert [step for step, _ in complete_checkpoints(tmp_path)] == [2, 4, 5]
     assert json.loads((tmp_path / "checkpoint-5" / MARKER).read_text(encoding="utf-8"))["step"] == 5
+
+
+def test_only_its_own_worthless_attempts_are_deleted(place: Path) -> None:
+    step = plan(place)["chat"]
+    run = place / "run"
+    prepare(step, run)
+    (run / "chat" / "log.txt").write_text("half of something", encoding="utf-8")
+    prepare(step, run)
+    assert [path.name for path in (run / "chat").iterdir()] == ["step.json"]
+    assert not (run / ".history").exists()
+    (run / "chat" / "step.json").unlink()
+    (run / "chat" / "thesis.tex").write_text("mine", encoding="utf-8")
+    prepare(step, run)
+    assert (run / ".history" / "chat-unknown" / "thesis.tex").read_text(encoding="utf-8") == "mine"
+    finish(place, "chat")
+    prepare(step, run)
+    assert (run / ".history" / f"chat-{step.record.fingerprint[:8]}" / "manifest.json").is_file()
+
+
+def test_a_damaged_cache_of_hashes_is_only_a_cache(place: Path) -> None:
+    finish(place, *ALL)
+    (place / "run" / ".hashes.json").write_text("[1]", encoding="utf-8")
+    assert set(actions(plan(place)).values()) == {"skip"}

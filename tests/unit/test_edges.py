@@ -71,7 +71,9 @@ def test_edges_that_cannot_be(chat: str, wanted: str) -> None:
 
 def test_an_item_of_a_list_is_pointed_at_itself() -> None:
     scores = "  scores: {kind: eval, models: [base, bse]}\n"
-    assert wrong(TOK, BASE, scores) == ["r.yaml:5:39: stages.scores.models.1: no stage is called 'bse', did you mean base?"]
+    assert wrong(TOK, BASE, scores) == [
+        "r.yaml:5:39: stages.scores.models.1: no stage is called 'bse', did you mean base?"
+    ]
 
 
 def test_a_cycle_is_spelt_out() -> None:

@@ -70,6 +70,18 @@ def test_files_and_functions_are_short(path: Path) -> None:
             assert node.end_lineno - node.lineno < 60, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_files_are_opened_with_their_encoding(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            binary = ast.unparse(node.func) == "os.open" or any("b" in str(text) for text in texts)
+            on_path = name in ("read_text", "write_text") and isinstance(node.func, ast.Attribute)
+            if on_path or (name == "open" and not binary):
+                assert any(keyword.arg == "encoding" for keyword in node.keywords), f"line {node.lineno}"
+
+
 @pytest.mark.parametrize("arguments", [["plan", "quickstart"], ["--help"], ["options", "sft"], ["schema"]])
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (

@@ -124,11 +124,6 @@ def test_all_in_one_pass_and_in_the_order_of_the_file(tmp_path: Path) -> None:
         assert any(part in text for text in found), part
 
 
-def test_stages_that_wait_for_each_other(tmp_path: Path) -> None:
-    body = "  a: {kind: sft, model: b, data: {builtin: storyworld}}\n  b: {kind: sft, model: a, data: {builtin: storyworld}}\n"
-    (found,) = problems(tmp_path, HEAD + body)
-    assert "3:3: stages.a: these stages wait for each other: a → b → a" in found
-
 
 def test_the_line_and_a_caret_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
@@ -139,31 +134,3 @@ def test_the_line_and_a_caret_are_shown(tmp_path: Path) -> None:
     assert shown == [("5 |     vocab_sise: 10", "  |     ^^^^^^^^^^")]
     assert caught.value.code == 2
     assert caught.value.hint == "llmpipe options tokenizer vocab"
-
-
-def test_overrides_are_typed_and_checked_like_the_file(tmp_path: Path) -> None:
-    text = HEAD + TOK + BASE
-    assert problems(tmp_path, text, "base.trainer.learning_rate=2e-5", "seed=7", "tok.vocab_size=4k") == []
-    (found,) = problems(tmp_path, text, "base.trainer.learning_rat=2e-5")
-    assert found.startswith("--set base.trainer.learning_rat=2e-5: stages.base.trainer.learning_rat: not an option")
-    (found,) = problems(tmp_path, text, "bas.trainer.max_steps=1")
-    assert found.startswith("--set bas.trainer.max_steps=1: no stage is called 'bas', did you mean base?")
-
-
-@pytest.mark.parametrize(
-    ("content", "wanted"),
-    [
-        (b"", "is empty"),
-        (b"name: \xff\n", "is not UTF-8"),
-        (b"name: [1,\n", "is not YAML"),
-        (b"a: &x [*x]\n", "beyond any real recipe"),
-        (b"name: !!python/name:os.system x\nstages: {}\n", "is not allowed; a recipe holds plain values"),
-        (b"- 1\n", "a recipe is a mapping with `name:` and `stages:`"),
-    ],
-)
-def test_files_that_are_no_recipes(tmp_path: Path, content: bytes, wanted: str) -> None:
-    path = tmp_path / "r.yaml"
-    path.write_bytes(content)
-    with pytest.raises(RecipeError) as caught:
-        recipes.load(path)
-    assert any(wanted in str(problem) for problem in caught.value.problems), caught.value

@@ -10,8 +10,8 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
-from llmpipe import stages, vocabulary
 from llmpipe import recipe as recipes
+from llmpipe import stages, vocabulary
 from llmpipe.errors import UsageError
 from llmpipe.settings import TRAINER_RESERVED
 
@@ -21,7 +21,9 @@ SCHEMA = vocabulary.recipe_schema()
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary.console, "out", vocabulary.console.Console(width=80, highlight=False, soft_wrap=True))
+    monkeypatch.setattr(
+        vocabulary.console, "out", vocabulary.console.Console(width=80, highlight=False, soft_wrap=True)
+    )
 
 
 def keys(kind: str) -> dict[str, dict[str, str]]:
@@ -89,7 +91,9 @@ def document(name: str) -> Any:
 
 
 def errors(content: Any) -> list[str]:
-    return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(json.loads(json.dumps(content)))]
+    return [
+        error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(json.loads(json.dumps(content)))
+    ]
 
 
 def test_the_schema_is_one() -> None:
@@ -157,9 +161,19 @@ def test_init_copies_a_recipe_under_its_new_name(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("path", "like", "message", "hint"),
     [
-        ("here.yaml", "quickstart", "here.yaml is there already; nothing was written", "give another name: llmpipe init NAME.yaml"),
+        (
+            "here.yaml",
+            "quickstart",
+            "here.yaml is there already; nothing was written",
+            "give another name: llmpipe init NAME.yaml",
+        ),
         ("no/x.yaml", "quickstart", "no is no folder; nothing was written", "mkdir -p no"),
-        ("x.yaml", "quikstart", "no shipped recipe is called 'quikstart', did you mean quickstart?", f"shipped recipes: {', '.join(SHIPPED)}"),
+        (
+            "x.yaml",
+            "quikstart",
+            "no shipped recipe is called 'quikstart', did you mean quickstart?",
+            f"shipped recipes: {', '.join(SHIPPED)}",
+        ),
     ],
 )
 def test_init_refuses(

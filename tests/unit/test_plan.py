@@ -92,7 +92,9 @@ def test_every_key_counts(place: Path, kind: str, key: str) -> None:
     assert all(text.startswith(key) for text in changed_keys(before, after))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in stages.STAGES if "trainer" in stages.load(kind).Settings.model_fields])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in stages.STAGES if "trainer" in stages.load(kind).Settings.model_fields]
+)
 def test_every_option_of_the_trainer_counts_but_the_cosmetic_ones(place: Path, kind: str) -> None:
     """The options are put into valid settings directly: what value each may have does not matter here."""
     recipe = recipes.load(Path("r.yaml"))
@@ -121,7 +123,11 @@ def test_names_and_places_do_not_count(place: Path) -> None:
     before = {name: step.record.fingerprint for name, step in plan().items()}
     Path("data").mkdir()
     shutil.move("a.txt", "data/renamed.txt")
-    text = RECIPE.replace("a.txt", "data/renamed.txt").replace("tok:", "words:").replace("tokenizer: tok", "tokenizer: words")
+    text = (
+        RECIPE.replace("a.txt", "data/renamed.txt")
+        .replace("tok:", "words:")
+        .replace("tokenizer: tok", "tokenizer: words")
+    )
     Path("r.yaml").write_text(text, encoding="utf-8")
     after = {name: step.record.fingerprint for name, step in plan("name=y").items()}
     assert list(after.values()) == list(before.values())
