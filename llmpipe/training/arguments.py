@@ -69,6 +69,8 @@ def build(
             logging_nan_inf_filter=False,
             disable_tqdm=True,
             prediction_loss_only=True,
+            # said outright: where a GPU is only absent, Trainer 5.23 leaves the processes of torchrun unconnected
+            use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
             dataloader_pin_memory=torch.cuda.is_available(),
             do_train=True,
         )
