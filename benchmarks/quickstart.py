@@ -57,9 +57,14 @@ def broken_promises(report: dict) -> list[str]:
     seconds = sum(step["seconds"] for step in report["steps"])
     before, after = (metrics["scores"][f"{model}.follows_share"] for model in ("base", "chat"))
     base = metrics["base"]
-    print(f"stages {seconds:.1f} s; bits per byte {base['bits_per_byte_before']:.2f} -> {base['bits_per_byte']:.3f}; ", end="")
+    print(
+        f"stages {seconds:.1f} s; bits per byte {base['bits_per_byte_before']:.2f} -> {base['bits_per_byte']:.3f}; ",
+        end="",
+    )
     print(f"stories with both items, unseen pairs: {before:.1%} -> {after:.1%}")
-    problems = [] if after >= FOLLOWS else [f"{after:.1%} of the stories follow the request, {FOLLOWS:.0%} are promised"]
+    problems = (
+        [] if after >= FOLLOWS else [f"{after:.1%} of the stories follow the request, {FOLLOWS:.0%} are promised"]
+    )
     problems += [] if seconds <= SECONDS else [f"the stages took {seconds:.0f} s, {SECONDS} s are promised"]
     problems += [] if after > before else ["fine-tuning did not help"]
     return problems

@@ -74,7 +74,9 @@ def bare(text_file: str, seed: int) -> None:
     model = GPT(len(letters))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
     for step in range(STEPS):
-        rate = 1e-3 * step / 100 if step < 100 else 1e-4 + 4.5e-4 * (1 + math.cos(math.pi * (step - 100) / (STEPS - 100)))
+        rate = (
+            1e-3 * step / 100 if step < 100 else 1e-4 + 4.5e-4 * (1 + math.cos(math.pi * (step - 100) / (STEPS - 100)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         if step % 250 == 0:
@@ -128,7 +130,10 @@ def main() -> None:
             bare_s, printed = timed([sys.executable, __file__, options.text, "--bare", str(seed)])
             ours_s, loss = llmpipe(options.text, seed, Path(temporary))
             rows.append((json.loads(printed)["nats_per_character"], bare_s, loss, ours_s))
-            print("seed {}: bare {:.3f} nats/char {:.1f} s, llmpipe {:.3f} nats/char {:.1f} s".format(seed, *rows[-1]), flush=True)
+            print(
+                "seed {}: bare {:.3f} nats/char {:.1f} s, llmpipe {:.3f} nats/char {:.1f} s".format(seed, *rows[-1]),
+                flush=True,
+            )
     means = [statistics.mean(column) for column in zip(*rows, strict=True)]
     print("mean:   bare {:.3f} nats/char {:.1f} s, llmpipe {:.3f} nats/char {:.1f} s".format(*means))
     print(f"time ratio llmpipe / bare, median: {statistics.median(row[3] / row[1] for row in rows):.2f}")

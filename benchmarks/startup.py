@@ -48,7 +48,13 @@ def worker_ready_s(workers: int = 5) -> tuple[float, float]:
             folder.mkdir()
             settings = {"kind": "tokenizer", "data": [{"builtin": "storyworld", "rows": 1}], "algorithm": "byte"}
             record = StepRecord(
-                name=folder.name, kind="tokenizer", stage_version=1, fingerprint="", seed=0, settings=settings, inputs=[]
+                name=folder.name,
+                kind="tokenizer",
+                stage_version=1,
+                fingerprint="",
+                seed=0,
+                settings=settings,
+                inputs=[],
             )
             write_json(folder / "step.json", record)
             begun = time.perf_counter()

@@ -126,7 +126,9 @@ def main() -> None:
         ratios = [b / o for b, o in zip(bare, ours, strict=True)]
         speed = [tokens / statistics.median(seconds) for seconds in (bare, ours)]
         shown = " ".join(f"{ratio:.3f}" for ratio in ratios)
-        print(f"{name:>6}  {speed[0]:>10,.0f}  {speed[1]:>10,.0f}  {statistics.median(ratios):>6.3f}  {shown}", flush=True)
+        print(
+            f"{name:>6}  {speed[0]:>10,.0f}  {speed[1]:>10,.0f}  {statistics.median(ratios):>6.3f}  {shown}", flush=True
+        )
 
 
 if __name__ == "__main__":

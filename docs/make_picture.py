@@ -7,6 +7,7 @@ Runs `llmpipe quickstart` in a pseudo-terminal, so that colours and layout are t
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -56,7 +57,7 @@ def main() -> None:
     """Write the picture beside this script."""
     with tempfile.TemporaryDirectory() as folder:
         screen = final_screen(record(folder))
-    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w", encoding="utf-8"), force_terminal=True)
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi("$ llmpipe quickstart\n" + screen))
     picture = Path(__file__).with_name("quickstart.svg")
     console.save_svg(str(picture), title="llmpipe quickstart")

@@ -1,14 +1,14 @@
 """The run directory: where a stage's files lie, what is written about it, and how a write stays whole.
 
-    runs/stories/
-      recipe.yaml                as used; `llmpipe run runs/stories/recipe.yaml` repeats the run
-      .lock  .worker.lock        who works here
-      .history/                  outputs that a changed stage left behind
-      chat/
-        step.json                written first: resolved settings, inputs, fingerprint
-        checkpoints/  metrics.jsonl  log.txt
-        model/                   the output
-        manifest.json            written last; its presence means that the stage is done
+runs/stories/
+  recipe.yaml                as used; `llmpipe run runs/stories/recipe.yaml` repeats the run
+  .lock  .worker.lock        who works here
+  .history/                  outputs that a changed stage left behind
+  chat/
+    step.json                written first: resolved settings, inputs, fingerprint
+    checkpoints/  metrics.jsonl  log.txt
+    model/                   the output
+    manifest.json            written last; its presence means that the stage is done
 """
 
 from __future__ import annotations

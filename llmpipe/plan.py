@@ -68,9 +68,7 @@ class Selection:
         return set(self.only or order) & set(order[start:stop])
 
 
-def make_plan(
-    recipe: Recipe, run_dir: Path, *, selection: Selection = Selection(), verify: bool = False
-) -> list[Step]:
+def make_plan(recipe: Recipe, run_dir: Path, *, selection: Selection = Selection(), verify: bool = False) -> list[Step]:
     """Decide what to do for every stage of a recipe.
 
     Raises:

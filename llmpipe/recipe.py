@@ -91,7 +91,7 @@ def check(tree: Tree, path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     written = tree.data.get("stages")
     parsed: dict[str, StageSettings | None] = {}
     skipped: dict[str, set[str]] = {}
-    for name, raw in (written.items() if isinstance(written, dict) else ()):
+    for name, raw in written.items() if isinstance(written, dict) else ():
         parsed[name], skipped[name] = _stage(name, raw, path.parent, tree, problems)
     connected = edges.connect(parsed, tree, problems, skipped=skipped)
     if problems or top is None:

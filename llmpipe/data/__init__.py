@@ -173,9 +173,7 @@ def content_text(content: object, at: str, wrong: list[str]) -> str:
         return ""
     parts = [part if isinstance(part, dict) and part.get("type") == "text" else {} for part in content]
     found = [part.get("text", part.get("value")) for part in parts]
-    wrong.extend(
-        f"{at} part {n} is not a text part" for n, text in enumerate(found, 1) if not isinstance(text, str)
-    )
+    wrong.extend(f"{at} part {n} is not a text part" for n, text in enumerate(found, 1) if not isinstance(text, str))
     return "".join(text for text in found if isinstance(text, str))
 
 
@@ -185,9 +183,7 @@ def turn_message(turn: object, at: str, wrong: list[str]) -> Message:
         wrong.append(f"{at} is {kind(turn)}, not an object with role and content")
         return said("", "")
     # The two vocabularies are often mixed, so each turn may use either.
-    name, content, weight = (
-        next((turn[key] for key in keys if turn.get(key) is not None), None) for keys in TURN_KEYS
-    )
+    name, content, weight = (next((turn[key] for key in keys if turn.get(key) is not None), None) for keys in TURN_KEYS)
     role = ROLE.get(name.lower(), "") if isinstance(name, str) else ""
     message = said(role, content_text(content, at, wrong))
     if name is None:

@@ -117,19 +117,13 @@ def _check_choice(names: Mapping[str, str], format: str | None) -> None:
     known = sorted({column for form in forms for column in (*form.needs, *form.also)})
     wrong = [f"no format reads a column {n!r}{did_you_mean(n, known)}" for n in names if n not in known]
     if wrong:
-        raise UsageError(
-            [*map(Problem, wrong)], hint="`columns` maps ours to yours, as in {instruction: question}"
-        )
+        raise UsageError([*map(Problem, wrong)], hint="`columns` maps ours to yours, as in {instruction: question}")
 
 
 def _renamed(row: Row, names: Mapping[str, str]) -> Cells:
     """Return the row under our names; a column of the user's that happens to have our name gives way."""
-    kept = {
-        name: cell for name, cell in row.value.items() if name not in names and name not in names.values()
-    }
-    return Cells(
-        kept | {ours: row.value[theirs] for ours, theirs in names.items() if theirs in row.value}, names
-    )
+    kept = {name: cell for name, cell in row.value.items() if name not in names and name not in names.values()}
+    return Cells(kept | {ours: row.value[theirs] for ours, theirs in names.items() if theirs in row.value}, names)
 
 
 def _detect_first(row: Row, cells: Cells, unseen: Collection[str]) -> str:
@@ -166,9 +160,7 @@ def _text_column(row: Row) -> str:
 def _turns(cells: Cells, column: str) -> list[Message]:
     turns, name = cells.value[column], cells.name(column)
     if isinstance(turns, list):
-        return [
-            turn_message(turn, f"{name} turn {number}", cells.wrong) for number, turn in enumerate(turns, 1)
-        ]
+        return [turn_message(turn, f"{name} turn {number}", cells.wrong) for number, turn in enumerate(turns, 1)]
     cells.wrong.append(f"{name} is {kind(turns)}, not a list of turns")
     return []
 
@@ -199,20 +191,14 @@ def _question(cells: Cells, *, asks: tuple[str, ...], answer: str) -> Conversati
     if not isinstance(rounds, list) or not all(map(_is_round, rounds)):
         cells.wrong.append(f"{cells.name('history')} is not a list of pairs of texts, question and answer")
         rounds = []
-    earlier = [
-        said(role, text) for pair in rounds for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+    earlier = [said(role, text) for pair in rounds for role, text in zip(("user", "assistant"), pair, strict=True)]
     parts = [cells.text(column, needed=column == asks[0]) for column in asks]
     ask = "\n\n".join(part for part in parts if part.strip())
     return _chat(cells, [*earlier, said("user", ask), said("assistant", cells.text(answer))])
 
 
 def _is_round(pair: object) -> bool:
-    return (
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(isinstance(text, str) and text.strip() for text in pair)
-    )
+    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) and text.strip() for text in pair)
 
 
 def _listed(cells: Cells, *, column: str) -> Conversation:
@@ -243,16 +229,12 @@ _messages = partial(_listed, column="messages")
 CHAT = ("system", "tools")
 TOLD = ("history", *CHAT)
 FORMATS: dict[str, Format] = {
-    "alpaca": Format(
-        ("instruction", "output"), ("input", *TOLD), "a task, often with input, and its answer", _alpaca
-    ),
+    "alpaca": Format(("instruction", "output"), ("input", *TOLD), "a task, often with input, and its answer", _alpaca),
     "dolly": Format(
         ("instruction", "response"), ("context", *TOLD), "a task, often with context, and its answer", _dolly
     ),
     "question-answer": Format(("question", "answer"), TOLD, "a question and its answer", _question_answer),
-    "prompt-completion": Format(
-        ("prompt", "completion"), CHAT, "texts or lists of turns", _prompt_completion
-    ),
+    "prompt-completion": Format(("prompt", "completion"), CHAT, "texts or lists of turns", _prompt_completion),
     "sharegpt": Format(("conversations",), CHAT, "a list of turns with from and value", _sharegpt),
     "messages": Format(("messages",), CHAT, "a list of turns with role and content", _messages),
     "text": Format(("text",), (), "plain text, learnt as a whole", _plain),

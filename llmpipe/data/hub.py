@@ -1,4 +1,4 @@
-"""Commits of hub repositories: a source without a revision is locked to the newest commit by the first run that uses it.
+"""Commits of hub repositories: the first run locks a source without a revision to the newest commit.
 
 The locks lie in the run directory's hub.json, so that a repeated run reads the same data and the same weights.
 """

@@ -12,7 +12,9 @@ import pytest
 
 from .conftest import RECIPE, Shell, actions, metrics, processes_in, wait_until, weights
 
-LONGER = RECIPE.replace("max_steps: 6, logging_steps: 2, eval_steps: 3", "max_steps: 90, logging_steps: 1, eval_steps: 20")
+LONGER = RECIPE.replace(
+    "max_steps: 6, logging_steps: 2, eval_steps: 3", "max_steps: 90, logging_steps: 1, eval_steps: 20"
+)
 COMMAND = ("run", "tiny.yaml", "--until", "base")
 
 
@@ -69,7 +71,9 @@ def test_ctrl_c_saves_the_step_and_the_same_command_goes_on(llmpipe, run_dir, qu
     code, said = end(process)
     assert code == 130
     assert "  stopping after this step and saving; once more to stop at once\n" in said
-    found = re.search(r"^base: stopped after step (\d+), which is saved\n\nhint: the same command goes on\n\Z", said, re.M)
+    found = re.search(
+        r"^base: stopped after step (\d+), which is saved\n\nhint: the same command goes on\n\Z", said, re.M
+    )
     assert found, said
     assert state(llmpipe) == "interrupted"
     assert f"from step {found[1]}" in llmpipe("plan", "tiny.yaml").stderr

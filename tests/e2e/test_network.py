@@ -7,7 +7,7 @@ import sys
 
 from .conftest import environment
 
-BLOCKER = '''
+BLOCKER = """
 import os, socket
 
 real = {name: getattr(socket.socket, name) for name in ("connect", "connect_ex", "sendto")}
@@ -34,7 +34,7 @@ def lookup(host, *args, **kwargs):
     return resolve(host, *args, **kwargs)
 
 resolve, socket.getaddrinfo = socket.getaddrinfo, lookup
-'''
+"""
 
 
 def blocked(llmpipe) -> dict[str, str]:

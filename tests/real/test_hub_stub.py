@@ -40,7 +40,9 @@ class Hub(BaseHTTPRequestHandler):
         type(self).asked.append(self.path)
         path = self.path.split("?")[0]
         if path.startswith("/api/models/tiny/stories/tree/"):
-            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in STORIES.iterdir()]
+            files = [
+                {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": "0" * 40} for f in STORIES.iterdir()
+            ]
             self._send(200, json.dumps(files).encode(), with_body)
             return
         if path.startswith("/api/models/tiny/stories"):

@@ -16,7 +16,12 @@ LLMPIPE = str(Path(sys.executable).with_name("llmpipe"))
 def test_shakespeare_by_the_character(tmp_path: Path) -> None:
     text = json.dumps(str(real("pretrain", "tinyshakespeare.txt")))
     command = [LLMPIPE, "run", "shakespeare-cpu", "--run", str(tmp_path), "--json"]
-    for setting in (f"tok.data.path={text}", f"base.data.path={text}", "base.trainer.max_steps=150", "scores.max_tokens=20k"):
+    for setting in (
+        f"tok.data.path={text}",
+        f"base.data.path={text}",
+        "base.trainer.max_steps=150",
+        "scores.max_tokens=20k",
+    ):
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
@@ -29,7 +34,17 @@ def test_shakespeare_by_the_character(tmp_path: Path) -> None:
 @needs_shared
 def test_continue_from_a_real_model(tmp_path: Path) -> None:
     text = real("pretrain", "wikitext2.valid.txt")
-    command = [LLMPIPE, "pretrain", "--run", str(tmp_path / "run"), "--model", str(STORIES), "--data", str(text), "--json"]
+    command = [
+        LLMPIPE,
+        "pretrain",
+        "--run",
+        str(tmp_path / "run"),
+        "--model",
+        str(STORIES),
+        "--data",
+        str(text),
+        "--json",
+    ]
     for setting in ("context=128", "batch_tokens=4096", "trainer.max_steps=30", "trainer.learning_rate=1e-3"):
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")

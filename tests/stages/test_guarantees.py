@@ -132,7 +132,9 @@ def test_keep_last_and_early_stopping(ctx, make_model) -> None:
     trainer, settings = trainer_of(ctx, make_model(), early_stopping=2, keep="last", **options)
     metrics = flow.fit(trainer, ctx, settings)
     assert metrics["steps"] == metrics["best_step"] + 2 < 40
-    assert metrics["held_out_loss"] > min(e["held_out_loss"] for e in map(json.loads, open_log(ctx)) if "held_out_loss" in e)
+    assert metrics["held_out_loss"] > min(
+        e["held_out_loss"] for e in map(json.loads, open_log(ctx)) if "held_out_loss" in e
+    )
 
 
 def open_log(ctx) -> list[str]:
@@ -163,7 +165,9 @@ def test_accumulation_changes_nothing(ctx, make_model) -> None:
     for micro, passes in ((8, 1), (1, 8)):
         model = make_model()
         geometry = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": passes}
-        trainer, settings = trainer_of(ctx, model, max_steps=4, save_strategy="no", optim="sgd", learning_rate=0.5, **geometry)
+        trainer, settings = trainer_of(
+            ctx, model, max_steps=4, save_strategy="no", optim="sgd", learning_rate=0.5, **geometry
+        )
         flow.fit(trainer, ctx, settings)
         found.append(weights(model))
     assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])

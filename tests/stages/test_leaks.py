@@ -58,7 +58,9 @@ def test_a_lone_document_needs_no_positions(tmp_path) -> None:
 def test_packed_conversations_equal_themselves_alone(arch, make_model, tokenizer) -> None:
     model = make_model(arch, **CONFIG[arch]).eval()
     model.config.use_cache = False
-    examples = [chat.encode(conversation(f"Say {word}.", f"I say {word}."), tokenizer) for word in ("duck", "shoe", "kite")]
+    examples = [
+        chat.encode(conversation(f"Say {word}.", f"I say {word}."), tokenizer) for word in ("duck", "shoe", "kite")
+    ]
     collate = chat.PackCollator(tokenizer.pad_token_id)
 
     def nats(groups: list[list[int]]) -> float:
@@ -73,7 +75,10 @@ def test_packed_conversations_equal_themselves_alone(arch, make_model, tokenizer
 
 
 def conversation(question: str, answer: str, **more: object) -> Conversation:
-    turns = [{"role": "user", "content": question, "train": False}, {"role": "assistant", "content": answer, "train": True}]
+    turns = [
+        {"role": "user", "content": question, "train": False},
+        {"role": "assistant", "content": answer, "train": True},
+    ]
     return Conversation(turns, **more)  # type: ignore[arg-type]
 
 
@@ -82,7 +87,9 @@ CHATML = """\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
-@pytest.mark.parametrize(("template", "end"), [(None, "<|end|>"), (chat.PLAIN_TEMPLATE, "<|end|>"), (CHATML, "<|im_end|>")])
+@pytest.mark.parametrize(
+    ("template", "end"), [(None, "<|end|>"), (chat.PLAIN_TEMPLATE, "<|end|>"), (CHATML, "<|im_end|>")]
+)
 def test_the_loss_falls_on_the_answer_and_its_end(template, end, tokenizer) -> None:
     tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, bos_token="<|bos|>", eos_token="<|end|>")
     from llmpipe.stages.tokenizer import CHAT_TEMPLATE

@@ -29,7 +29,9 @@ def test_every_token_is_scored_once(make_model, tokenizer, add_bos) -> None:
             nats, tokens = nats - float(logits.log_softmax(-1)[ids[index]]), tokens + 1
     assert score.tokens == tokens
     assert score.nats == pytest.approx(nats, rel=1e-5)
-    assert score.bits_per_byte == pytest.approx(nats / math.log(2) / sum(len(text.encode()) for text in texts), rel=1e-5)
+    assert score.bits_per_byte == pytest.approx(
+        nats / math.log(2) / sum(len(text.encode()) for text in texts), rel=1e-5
+    )
 
 
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(make_model, tokenizer) -> None:
@@ -74,7 +76,9 @@ def test_tokenizers_give_back_what_they_were_given(algorithm, tmp_path, ctx) -> 
 
     (tmp_path / "text.txt").write_text(TEXT * 20, encoding="utf-8")
     source = PathSource(path=str(tmp_path / "text.txt"), weight=1.0)
-    settings = stage.Settings(kind="tokenizer", data=[source], algorithm=algorithm, vocab_size=400, special_tokens=["<x>"])
+    settings = stage.Settings(
+        kind="tokenizer", data=[source], algorithm=algorithm, vocab_size=400, special_tokens=["<x>"]
+    )
     result = stage.run(settings, ctx)
     tokenizer = AutoTokenizer.from_pretrained(ctx.dir / "tokenizer")
     assert all(gate.passed for gate in result.gates)

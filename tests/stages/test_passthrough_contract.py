@@ -28,9 +28,7 @@ CLASSES = [
 
 def fields_of(config_class: str) -> list[dataclasses.Field]:  # type: ignore[type-arg]
     package, name = config_class.split(".")
-    return [
-        field for field in dataclasses.fields(getattr(importlib.import_module(package), name)) if field.init
-    ]
+    return [field for field in dataclasses.fields(getattr(importlib.import_module(package), name)) if field.init]
 
 
 @pytest.mark.parametrize("config_class", CLASSES)

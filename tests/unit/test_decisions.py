@@ -20,7 +20,8 @@ RECIPE = """\
 name: x
 stages:
   tok: {kind: tokenizer, data: {path: "texts/*.txt"}, vocab_size: 300}
-  base: {kind: pretrain, data: {path: "texts/*.txt"}, model: {size: 1M}, trainer: {learning_rate: 1e-3, logging_steps: 5}}
+  base:
+    {kind: pretrain, data: {path: "texts/*.txt"}, model: {size: 1M}, trainer: {learning_rate: 1e-3, logging_steps: 5}}
   chat: {kind: sft, data: {builtin: storyworld}}
   scores: {kind: eval, models: [base, chat]}
 """

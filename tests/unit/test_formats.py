@@ -248,18 +248,15 @@ def test_problems_use_the_names_of_the_user() -> None:
 def test_rows_of_another_format() -> None:
     good: Cell = {"question": "q", "answer": "a"}
     assert problems(good, {"instruction": "q", "output": "a"}) == [
-        "f.jsonl:2: the columns 'question', 'answer' are missing; "
-        "the row looks like alpaca, not question-answer"
+        "f.jsonl:2: the columns 'question', 'answer' are missing; the row looks like alpaca, not question-answer"
     ]
 
 
-def test_all_problems_of_reading_and_converting_in_one_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_problems_of_reading_and_converting_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     good = '{"question": "q", "answer": "a"}\n'
-    Path("a.jsonl").write_text(good + '{"question": "q", "answer": 1}\n{"cut\n' + good)
-    Path("b.jsonl").write_text('{"question": "q"}\n' * 4 + good + "[]\n")
+    Path("a.jsonl").write_text(good + '{"question": "q", "answer": 1}\n{"cut\n' + good, encoding="utf-8")
+    Path("b.jsonl").write_text('{"question": "q"}\n' * 4 + good + "[]\n", encoding="utf-8")
     found = []
     with pytest.raises(DataError) as caught:
         paths = [Path("a.jsonl"), Path("b.jsonl"), Path("c.jsonl")]

@@ -54,7 +54,10 @@ MISTAKES = {
         "  tok: {kind: tokenizer, data: {builtin: storyworld}, vocab_size: [1]}\n",
         ["3:67: stages.tok.vocab_size: must be a whole number"],
     ),
-    "unknown kind": ("  tok: {kind: tokeniser}\n", ["3:15: stages.tok.kind: 'tokeniser' is not a kind of stage, did you mean tokenizer?"]),
+    "unknown kind": (
+        "  tok: {kind: tokeniser}\n",
+        ["3:15: stages.tok.kind: 'tokeniser' is not a kind of stage, did you mean tokenizer?"],
+    ),
     "no kind": ("  tok: {data: {builtin: storyworld}}\n", ["3:3: stages.tok: has no `kind:`"]),
     "duplicate key": (
         "  tok: {kind: tokenizer, kind: sft}\n",
@@ -69,7 +72,10 @@ MISTAKES = {
         ["5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm is needed; 'base' (line 4) is one"],
     ),
     "a choice that is not ours": (
-        TOK + BASE + "  b2: {kind: pretrain, data: {builtin: storyworld}, model: {size: 1M}}\n  chat: {kind: sft, data: {builtin: storyworld}}\n",
+        TOK
+        + BASE
+        + "  b2: {kind: pretrain, data: {builtin: storyworld}, model: {size: 1M}}\n"
+        + "  chat: {kind: sft, data: {builtin: storyworld}}\n",
         ["6:3: stages.chat: name the model: base and b2 both fit, such as `model: b2`"],
     ),
     "missing file": (
@@ -95,7 +101,10 @@ MISTAKES = {
     ),
     "two sources in one": (
         "  tok: {kind: tokenizer, data: {builtin: storyworld, path: x}}\n",
-        ["3:32: stages.tok.data: name one source, not both path and builtin", "3:60: stages.tok.data.path: no such file"],
+        [
+            "3:32: stages.tok.data: name one source, not both path and builtin",
+            "3:60: stages.tok.data.path: no such file",
+        ],
     ),
 }
 
@@ -122,7 +131,6 @@ def test_all_in_one_pass_and_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert len(found) >= 4
     for part in ("3:39: stages.tok.data.path: no such file", "vocab_sise", "size", "'stf' is not a kind"):
         assert any(part in text for text in found), part
-
 
 
 def test_the_line_and_a_caret_are_shown(tmp_path: Path) -> None:

@@ -46,9 +46,7 @@ def test_a_trainer_option_has_a_type_a_default_and_a_help_text(name: str) -> Non
 
 @needs_hf
 def test_the_subclass_wins() -> None:
-    base, sub = (
-        options_of(name)["learning_rate"] for name in ("transformers.TrainingArguments", "trl.SFTConfig")
-    )
+    base, sub = (options_of(name)["learning_rate"] for name in ("transformers.TrainingArguments", "trl.SFTConfig"))
 
     assert (base.default, base.owner) == ("5e-5", "TrainingArguments")
     assert (sub.default, sub.owner) == ("2e-5", "SFTConfig")
@@ -76,9 +74,7 @@ def test_model_configs_are_read_from_annotations_and_from_init() -> None:
 
 def package_with(source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "hf_like").mkdir()
-    (folder / "hf_like" / "__init__.py").write_text(
-        "from .config import *\nraise ImportError('never import me')\n"
-    )
+    (folder / "hf_like" / "__init__.py").write_text("from .config import *\nraise ImportError('never import me')\n")
     (folder / "hf_like" / "config.py").write_text(source)
     monkeypatch.syspath_prepend(folder)
     options_of.cache_clear()

@@ -135,8 +135,7 @@ BAD = [
     (
         "f.csv",
         b"a,b\n1\n",
-        ":2: this row has 1 cells and the header 2; put quotes around cells that hold the separator or a "
-        "line break",
+        ":2: this row has 1 cells and the header 2; put quotes around cells that hold the separator or a line break",
     ),
     ("f.csv", b'a\n"b\nc\n', ":2: the quotes in this row do not match (unexpected end of data)"),
     ("f.csv", b"a\n\xff\n", ":2: byte 0xff at offset 2 is not UTF-8; save the file as UTF-8"),
@@ -219,7 +218,7 @@ def test_parquet() -> None:
 
 
 def test_jsonl_is_streamed() -> None:
-    with open("a.jsonl", "wb") as file:
+    with Path("a.jsonl").open("wb") as file:
         file.writelines(b'{"text": "%s"}\n' % (b"x" * 1000) for _ in range(20_000))
     tracemalloc.start()
     try:

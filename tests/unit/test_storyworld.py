@@ -141,9 +141,7 @@ def test_every_request_survives_the_way_through_its_prompts() -> None:
     assert DUCK_AND_SHOE.title == "Duck and shoe."
 
 
-@pytest.mark.parametrize(
-    "prompt", ["", "Tell me a story.", "Tell me a story about a dragon and a shoe.", STORY]
-)
+@pytest.mark.parametrize("prompt", ["", "Tell me a story.", "Tell me a story about a dragon and a shoe.", STORY])
 def test_other_prompts_ask_for_nothing_known(prompt: str) -> None:
     assert request_of(prompt) is None
 
@@ -173,9 +171,7 @@ def test_the_judge_accepts_a_story() -> None:
         pytest.param(STORY.replace("an old", "a old"), Verdict(False, True, True, True), id="wrong-article"),
         pytest.param(STORY + " The end.", Verdict(False, True, True, False), id="goes-on"),
         pytest.param("So " + STORY, Verdict(False, True, True, True), id="does-not-start-there"),
-        pytest.param(
-            STORY.replace("They made it", "It was never"), Verdict(False, True, True, False), id="half-sad"
-        ),
+        pytest.param(STORY.replace("They made it", "It was never"), Verdict(False, True, True, False), id="half-sad"),
     ],
 )
 def test_the_judge_sees_what_is_wrong(story: str, verdict: Verdict) -> None:
