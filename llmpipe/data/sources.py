@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,7 +111,7 @@ def split_texts(documents: Iterable[str], *, share: float) -> tuple[Iterator[str
     `share` of each one's characters is held out.
     """
     documents = iter(documents)
-    first = [document for document, _ in zip(documents, range(FEW_DOCUMENTS), strict=False)]
+    first = list(islice(documents, FEW_DOCUMENTS))
     held_out: list[str] = []
 
     def train() -> Iterator[str]:

@@ -39,20 +39,40 @@ def answers(
         eos_token_id=model.generation_config.eos_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    found: list[str] = []
+    found = [""] * len(texts)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for first in range(0, len(texts), batch):
-            side = tokenizer.padding_side
-            tokenizer.padding_side = "left"
-            encoded = tokenizer(texts[first : first + batch], return_tensors="pt", padding=True, **special)
-            tokenizer.padding_side = side
-            room = context_length(model) - encoded["input_ids"].shape[1]
-            config.max_new_tokens = max(1, min(max_new_tokens, room))
-            ids, mask = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
-            made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, use_cache=True)
-            found += tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in found]
+        for room, places in _by_room(tokenizer(texts, **special)["input_ids"], context_length(model), max_new_tokens):
+            config.max_new_tokens = room
+            for first in range(0, len(places), batch):
+                chosen = places[first : first + batch]
+                made = _continued(model, tokenizer, [texts[place] for place in chosen], config, special)
+                for place, text in zip(chosen, made, strict=True):
+                    found[place] = text.strip()
+    return found
+
+
+def _by_room(prompts: Sequence[Sequence[int]], context: int, wanted: int) -> list[tuple[int, list[int]]]:
+    """Group prompts by how many tokens their answers may have, so that a long one takes no room from the others.
+
+    Prompts that fill the context are in no group: there is no answer to them.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, ids in enumerate(prompts):
+        groups.setdefault(min(wanted, context - len(ids)), []).append(place)
+    return [(room, places) for room, places in groups.items() if room > 0]
+
+
+def _continued(
+    model: PreTrainedModel, tokenizer: Tokenizer, texts: list[str], config: GenerationConfig, special: dict[str, bool]
+) -> list[str]:
+    """Continue texts as one batch, padded on the left."""
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    encoded = tokenizer(texts, return_tensors="pt", padding=True, **special)
+    tokenizer.padding_side = side
+    ids, mask = encoded["input_ids"].to(model.device), encoded["attention_mask"].to(model.device)
+    made = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, use_cache=True)
+    return list(tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True))
 
 
 def _rendered(tokenizer: Tokenizer, prompt: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from llmpipe.context import Context, Result
+from llmpipe.errors import DataError
 from llmpipe.settings import Accepts, Artifact, Count, DataSources, StageSettings
 
 if TYPE_CHECKING:
@@ -122,8 +123,6 @@ def learn(settings: Settings, texts: Iterator[str]) -> tokenizers.Tokenizer:
     """
     from tokenizers import processors
 
-    from llmpipe.errors import DataError
-
     names = [PAD, BOS, END, *([UNKNOWN] if settings.algorithm in LOSSY else []), *ROLES, *settings.special_tokens]
     tokenizer = LEARNERS[settings.algorithm](texts, settings.vocab_size, list(dict.fromkeys(names)))
     if (size := tokenizer.get_vocab_size()) > settings.vocab_size and settings.algorithm != "byte":
@@ -158,8 +157,6 @@ def _learn_bytes(texts: Iterator[str], _size: int, special: list[str]) -> tokeni
 
 def _learn_unigram(texts: Iterator[str], size: int, special: list[str]) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from llmpipe.errors import DataError
 
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")

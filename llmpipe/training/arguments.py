@@ -24,6 +24,9 @@ DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "gradient_checkpointing": False,  # TRL turns it on, which costs a fifth of the speed of a model that fits anyway
     "ddp_find_unused_parameters": False,
+    "eval_strategy": "steps",
+    "prediction_loss_only": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 EVALUATIONS = 10  # over a run, unless trainer.eval_steps says otherwise
 
@@ -45,7 +48,7 @@ def build(
     `rows` of about `row_tokens` tokens each are trained on; `measured` says that held-out rows exist; `width` is the
     model's, from which the precision is chosen.
     """
-    merged = {**DEFAULTS, **stage_defaults, **options}
+    merged = {**DEFAULTS, **stage_defaults, **options} | ({} if measured else {"eval_strategy": "no"})
     merged |= batch_geometry(settings, row_tokens=row_tokens, ctx=ctx) if settings.batch_tokens else {}
     tokens = int(merged.get("per_device_train_batch_size", 8)) * row_tokens
     precision = precisions.choose(settings.precision, tokens=tokens, width=width)
@@ -63,15 +66,12 @@ def build(
             **precisions.arguments(precision),
             output_dir=str(ctx.checkpoints),
             seed=ctx.seed,
-            eval_strategy="steps" if measured else "no",
             save_total_limit=None,  # Trainer rotates by file time, which a clock that is set back turns against it
             remove_unused_columns=False,
             logging_nan_inf_filter=False,
             disable_tqdm=True,
-            prediction_loss_only=True,
             # said outright: where a GPU is only absent, Trainer 5.23 leaves the processes of torchrun unconnected
             use_cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()),
-            dataloader_pin_memory=torch.cuda.is_available(),
             do_train=True,
         )
     except (ValueError, TypeError) as error:

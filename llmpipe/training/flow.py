@@ -237,7 +237,10 @@ def fit(
     elif measured:
         ctx.progress(doing="measuring the model as it comes")
         flow.progress.loss_before = trainer.held_out_loss()
-    trainer.train(resume_from_checkpoint=str(found[-1][1]) if found else None)
+    if found and _is_over(trainer, found[-1][1], flow):
+        _restore(trainer, found[-1][1])
+    else:
+        trainer.train(resume_from_checkpoint=str(found[-1][1]) if found else None)
     if flow.stopped:
         step = trainer.state.global_step
         raise StoppedError(
@@ -247,6 +250,20 @@ def fit(
         )
     loss = _keep_best(trainer, ctx, flow) if measured else None
     return _metrics(trainer, flow, loss)
+
+
+def _is_over(trainer: Any, checkpoint: Path, flow: Flow) -> bool:
+    """Whether a checkpoint was the last one of its run: Trainer 5.23 would train on for one more step."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else state.max_steps
+    patience = flow.settings.early_stopping
+    return state.global_step >= steps or bool(patience and flow.progress.worse_in_a_row >= patience)
+
+
+def _restore(trainer: Any, checkpoint: Path) -> None:
+    """Put a checkpoint's weights and counts into a trainer that has nothing left to train."""
+    load_model(trainer.model, checkpoint / "model.safetensors", strict=False)  # tied weights are stored once
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def _keep_best(trainer: Any, ctx: Context, flow: Flow) -> float:

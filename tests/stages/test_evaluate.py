@@ -1,0 +1,125 @@
+"""A whole tiny run through the real way in: what each stage leaves behind, scores.json, and whose text it measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmpipe.artifact import read_manifest
+from llmpipe.errors import DataError, StageError
+from llmpipe.settings import HubSource, PathSource, StageSource
+from llmpipe.stages.evaluate import labels
+from tests.stages.tiny import context_for, run_recipe, run_stage
+
+RECIPE = """\
+name: tiny
+seed: 7
+stages:
+  tok: {kind: tokenizer, data: {builtin: storyworld, rows: 300}, vocab_size: 400}
+  base:
+    kind: pretrain
+    data: {builtin: storyworld, rows: 400}
+    model: {arch: llama, config: {num_hidden_layers: 2, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2}}
+    context: 160
+    trainer: {per_device_train_batch_size: 8, max_steps: 30, learning_rate: 1e-2}
+  chat:
+    kind: sft
+    model: base
+    data: {builtin: storyworld, rows: 200}
+    trainer: {per_device_train_batch_size: 8, max_steps: 6, learning_rate: 1e-3}
+  scores:
+    kind: eval
+    models: [base, chat]
+    suites: [perplexity, samples, storyworld]
+    stories: 4
+    max_new_tokens: 12
+    prompts: [Tell me a story about a duck and a shoe.]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run directory."""
+    return run_recipe(tmp_path_factory.mktemp("tiny"), RECIPE)
+
+
+def test_the_run_is_whole(run: Path) -> None:
+    for stage in ("tok", "base", "chat", "scores"):
+        manifest = read_manifest(run / stage)
+        assert manifest is not None and all(gate.passed for gate in manifest.gates)
+    chat = read_manifest(run / "chat")
+    assert chat is not None
+    assert [gate.name for gate in chat.gates] == ["something-learned", "end-is-learned", "pad-is-not-end"]
+    assert chat.metrics["ends_learned_share"] == 1.0
+    assert chat.metrics["held_out_loss"] < chat.metrics["held_out_loss_before"]
+
+
+def test_scores(run: Path) -> None:
+    scores = json.loads((run / "scores" / "scores.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(run / "scores")
+    assert manifest is not None
+    assert list(scores["models"]) == ["base", "chat"]
+    for name, entry in scores["models"].items():
+        assert set(entry) == {
+            *("perplexity", "bits_per_byte", "nats_per_character", "tokens"),
+            *("follows_share", "well_formed_share", "happy_share", "samples"),
+        }
+        assert all(0 <= entry[f"{share}_share"] <= 1 for share in ("follows", "well_formed", "happy"))
+        assert len(entry["samples"]) == len(scores["prompts"]) == 1
+        assert manifest.metrics[f"{name}.perplexity"] == entry["perplexity"]
+
+
+def test_held_out_text_is_that_of_the_pretrain_stage(run: Path) -> None:
+    """chat is no pretrain stage: its base is found through the manifests, and gives the base's own figure."""
+    scores = json.loads((run / "scores" / "scores.json").read_text(encoding="utf-8"))["models"]
+    base = read_manifest(run / "base")
+    assert base is not None
+    assert scores["base"]["bits_per_byte"] == pytest.approx(base.metrics["bits_per_byte"], rel=1e-6)
+    assert scores["chat"]["tokens"] == scores["base"]["tokens"] > 0
+
+
+def test_no_text(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        run_stage("eval", {"models": [{"path": str(run / "base" / "model")}]}, context_for(tmp_path))
+    assert str(error.value) == "there is no text to measure"
+    assert error.value.hint == "name some: data: {path: FILES}"
+
+
+def test_too_little_text(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a", encoding="utf-8")
+    model, data = {"path": str(run / "base" / "model")}, {"path": str(tmp_path / "a.txt")}
+    settings = {"models": [model], "data": data, "add_bos": False}
+    with pytest.raises(DataError) as error:
+        run_stage("eval", settings, context_for(tmp_path))
+    assert str(error.value) == "the text to measure is too short: no token in it follows another"
+
+
+def test_a_window_wider_than_the_model(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a duck " * 200, encoding="utf-8")
+    model, data = {"path": str(run / "base" / "model")}, {"path": str(tmp_path / "a.txt")}
+    with pytest.raises(StageError) as error:
+        run_stage("eval", {"models": [model], "data": data, "context": 161}, context_for(tmp_path))
+    assert str(error.value) == "context is 161 tokens, but the model sees 160 at most"
+    assert error.value.hint == "context: 160"
+
+
+def test_labels_are_unique() -> None:
+    sources = [PathSource(path="a/model"), PathSource(path="b/model"), PathSource(path="c"), StageSource(stage="base")]
+    assert labels([*sources, HubSource(hub="x/y")]) == ["a/model", "b/model", "c", "base", "x/y"]
+
+
+def test_two_folders_of_one_name_are_two_models(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("A duck found a shoe. " * 30, encoding="utf-8")
+    recipe = f"""\
+name: two
+stages:
+  scores:
+    kind: eval
+    models: [{{path: {run / "base" / "model"}}}, {{path: {run / "chat" / "model"}}}]
+    suites: [perplexity]
+    data: {{path: {tmp_path / "a.txt"}}}
+"""
+    found = run_recipe(tmp_path, recipe)
+    assert len(json.loads((found / "scores" / "scores.json").read_text(encoding="utf-8"))["models"]) == 2
