@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from transformers import TrainingArguments
 
+from llmpipe.artifact import read_json, write_json
 from llmpipe.context import Context
 from llmpipe.errors import StageError
 from llmpipe.settings import TrainingSettings
 from llmpipe.training import precision as precisions
+from llmpipe.training.packing import wait_for
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -51,7 +53,7 @@ def build(
     merged = {**DEFAULTS, **stage_defaults, **options} | ({} if measured else {"eval_strategy": "no"})
     merged |= batch_geometry(settings, row_tokens=row_tokens, ctx=ctx) if settings.batch_tokens else {}
     tokens = int(merged.get("per_device_train_batch_size", 8)) * row_tokens
-    precision = precisions.choose(settings.precision, tokens=tokens, width=width)
+    precision = _chosen_once(settings, ctx, tokens=tokens, width=width)
     if settings.precision == "auto" and precision != "fp32":
         ctx.say(f"precision {precision}: this device multiplies it faster than fp32")
     steps = total_steps(merged, rows=rows)
@@ -76,6 +78,15 @@ def build(
         )
     except (ValueError, TypeError) as error:
         raise StageError(f"trainer options: {error}".splitlines()[0]) from error
+
+
+def _chosen_once(settings: TrainingSettings, ctx: Context, *, tokens: int, width: int) -> precisions.Precision:
+    """Measure on rank 0 and keep the answer: another process, or a resumed run, must not measure differently."""
+    path = ctx.dir / "precision.json"
+    if ctx.rank == 0 and not path.exists():
+        write_json(path, precisions.choose(settings.precision, tokens=tokens, width=width))
+    wait_for(path)
+    return cast(precisions.Precision, read_json(path))
 
 
 def world_size() -> int:

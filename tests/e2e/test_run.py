@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import RECIPE, actions, environment, metrics
 
-TRAINED = {"checkpoints", "log.txt", "manifest.json", "metrics.jsonl", "model", "step.json"}
+TRAINED = {"precision.json", "checkpoints", "log.txt", "manifest.json", "metrics.jsonl", "model", "step.json"}
 PRETRAINED = TRAINED | {"held_out.jsonl", "held_out.tokens", "tokens.json", "train.tokens"}
 LAYOUT = {
     "": {".lock", ".lock.json", ".worker.lock", ".worker.lock.json", "recipe.yaml", "tok", "base", "chat", "scores"},

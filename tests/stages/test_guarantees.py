@@ -191,3 +191,9 @@ def test_learning_rate_schedules(ctx, make_model, schedule) -> None:
     assert rates[-1] < 0.5 * rates[4]  # and decays
     if schedule["lr_scheduler_type"] == "warmup_stable_decay":
         assert rates[7] == rates[4]
+
+
+def test_the_precision_is_measured_once(ctx, make_model) -> None:
+    (ctx.dir / "precision.json").write_text('"bf16"', encoding="utf-8")
+    trainer, _ = trainer_of(ctx, make_model())
+    assert trainer.args.bf16, "a resumed run takes the precision that it began with"
