@@ -29,7 +29,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmpipe.errors import LockedError, Problem, StageError
 
-OUTPUT_FOLDERS = {"tokenizer": "tokenizer", "causal-lm": "model", "dataset": "data", "scores": "scores.json"}
+OUTPUT_FOLDERS = {
+    "tokenizer": "tokenizer",
+    "causal-lm": "model",
+    "adapter": "adapter",
+    "reward-model": "model",
+    "dataset": "data",
+    "scores": "scores.json",
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHORT_WRITE = r"\d+ requested and \d+ written|inline_container.*unexpected pos|PytorchStreamWriter failed writing"
 

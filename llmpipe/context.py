@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from llmpipe.artifact import OUTPUT_FOLDERS, Gate, Manifest, StepRecord, read_manifest, write_text
 from llmpipe.errors import StageError
-from llmpipe.settings import AnySource, HubSource, PathSource, StageSource
+from llmpipe.settings import AnySource, Artifact, HubSource, PathSource, StageSource
 
 Event = dict[str, Any]
 """What a worker tells its runner: {"event": "log" | "say" | "explain" | "done" | "error", ...}."""
@@ -98,7 +98,7 @@ class Context:
             manifest = read_manifest(folder)
             if manifest is None:
                 raise StageError(f"stage {source.stage} is not finished", hint=f"llmpipe status {self.run_dir}")
-            return str(folder / next(name for name in ("model", "tokenizer") if (folder / name).is_dir()))
+            return str(folder / next(name for name in ("model", "adapter", "tokenizer") if (folder / name).is_dir()))
         if isinstance(source, PathSource):
             return source.path
         if isinstance(source, HubSource):
@@ -112,6 +112,6 @@ class Context:
             raise StageError(f"stage {stage} is not finished", hint=f"llmpipe status {self.run_dir}")
         return manifest
 
-    def output(self, artifact: Literal["tokenizer", "causal-lm", "dataset", "scores"]) -> Path:
+    def output(self, artifact: Artifact) -> Path:
         """Where an artifact of this stage belongs."""
         return self.dir / OUTPUT_FOLDERS[artifact]

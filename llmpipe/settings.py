@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-Artifact = Literal["dataset", "tokenizer", "causal-lm", "scores"]
+Artifact = Literal["dataset", "tokenizer", "causal-lm", "adapter", "reward-model", "scores"]
 """What a stage hands on. An edge is valid when the consumer's field accepts the producer's artifact."""
 
 STAGE_NAME = r"^[a-z][a-z0-9_-]{0,63}$"
@@ -100,7 +100,14 @@ class BuiltinSource(Strict):
     weight: Weight = 1.0
 
 
-SOURCE_KEYS = ("stage", "path", "hub", "builtin", "size", "arch")
+class FunctionSource(Strict):
+    """A Python function, in a file beside the recipe; run only with --allow-code."""
+
+    function: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$", description="FILE.py:NAME, relative to the recipe file")
+    weight: float = Field(1.0, description="what its score is multiplied by")
+
+
+SOURCE_KEYS = ("stage", "path", "hub", "builtin", "function", "size", "arch")
 
 
 def source_key(value: Any) -> str | None:
@@ -140,7 +147,17 @@ FolderSource = Annotated[
 ]
 """A folder in the Hugging Face format: a model or a tokenizer."""
 
-AnySource = StageSource | PathSource | HubSource | BuiltinSource
+RewardSource = Annotated[
+    Annotated[StageSource, Tag("stage")]
+    | Annotated[PathSource, Tag("path")]
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[FunctionSource, Tag("function")],
+    Discriminator(source_key),
+    bare_name,
+]
+"""What scores an answer: a reward model, or a function."""
+
+AnySource = StageSource | PathSource | HubSource | BuiltinSource | FunctionSource
 
 
 def _as_list(value: Any) -> Any:
@@ -149,6 +166,7 @@ def _as_list(value: Any) -> Any:
 
 DataSources = Annotated[list[DataSource], BeforeValidator(_as_list), Field(min_length=1)]
 FolderSources = Annotated[list[FolderSource], BeforeValidator(_as_list), Field(min_length=1)]
+RewardSources = Annotated[list[RewardSource], BeforeValidator(_as_list), Field(min_length=1)]
 
 _SUFFIXES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
@@ -239,9 +257,6 @@ class TrainingSettings(StageSettings):
     """What every training stage understands beside its own keys."""
 
     held_out: HeldOut = Field(default_factory=HeldOut, description="rows kept from training, to measure it")
-    batch_tokens: Count | None = Field(
-        None, description="tokens per optimizer step over all processes, such as 64k; sets micro-batch and accumulation"
-    )
     micro_batch_tokens: Count = Field(
         8192, description="most tokens per forward pass and process when batch_tokens is set; lower it to save memory"
     )
@@ -251,6 +266,14 @@ class TrainingSettings(StageSettings):
     )
     early_stopping: int | None = Field(None, gt=0, description="stop after this many evaluations without a better one")
     keep: Literal["best", "last"] = Field("best", description="which checkpoint becomes the output, by held-out loss")
+
+
+class SupervisedSettings(TrainingSettings):
+    """What the stages that learn from rows understand: a batch may be said in tokens."""
+
+    batch_tokens: Count | None = Field(
+        None, description="tokens per optimizer step over all processes, such as 64k; sets micro-batch and accumulation"
+    )
 
     def batch_said_once(self, trainer: dict[str, Any]) -> Self:
         """Refuse a batch that is set twice: by `batch_tokens` and by the trainer's own options.

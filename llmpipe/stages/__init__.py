@@ -38,6 +38,11 @@ STAGES = {
         "--data texts/*.txt --model 10M",
     ),
     "sft": Stage("llmpipe.stages.sft", "Teach a model to answer, from examples of conversations", "--data chat.jsonl"),
+    "rlhf-ppo": Stage(
+        "llmpipe.stages.rlhf_ppo",
+        "Teach a model to give answers that score high (PPO)",
+        "--data prompts.jsonl --reward reward",
+    ),
     "eval": Stage(
         "llmpipe.stages.evaluate", "Measure and compare models on held-out text and fixed prompts", "--model sft"
     ),

@@ -27,7 +27,7 @@ from llmpipe.settings import (
     PathSource,
     StageSource,
     Strict,
-    TrainingSettings,
+    SupervisedSettings,
     bare_name,
     source_key,
 )
@@ -89,7 +89,7 @@ Model = Annotated[
 ]
 
 
-class Settings(TrainingSettings):
+class Settings(SupervisedSettings):
     """What `kind: pretrain` understands."""
 
     kind: Literal["pretrain"] = Field("pretrain", description="which stage this is")

@@ -23,7 +23,7 @@ from llmpipe.settings import (
     DataSources,
     FolderSource,
     Passthrough,
-    TrainingSettings,
+    SupervisedSettings,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ RESERVED = TRAINER_RESERVED | {
 }
 
 
-class Settings(TrainingSettings):
+class Settings(SupervisedSettings):
     """What `kind: sft` understands."""
 
     kind: Literal["sft"] = Field("sft", description="which stage this is")

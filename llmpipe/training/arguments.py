@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from llmpipe.artifact import read_json, write_json
 from llmpipe.context import Context
 from llmpipe.errors import StageError
-from llmpipe.settings import TrainingSettings
+from llmpipe.settings import SupervisedSettings, TrainingSettings
 from llmpipe.training import precision as precisions
 from llmpipe.training.packing import wait_for
 
@@ -51,7 +51,8 @@ def build(
     model's, from which the precision is chosen.
     """
     merged = {**DEFAULTS, **stage_defaults, **options} | ({} if measured else {"eval_strategy": "no"})
-    merged |= batch_geometry(settings, row_tokens=row_tokens, ctx=ctx) if settings.batch_tokens else {}
+    if isinstance(settings, SupervisedSettings) and settings.batch_tokens:
+        merged |= batch_geometry(settings, row_tokens=row_tokens, ctx=ctx)
     tokens = int(merged.get("per_device_train_batch_size", 8)) * row_tokens
     precision = _chosen_once(settings, ctx, tokens=tokens, width=width)
     if settings.precision == "auto" and precision != "fp32":
@@ -94,7 +95,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def batch_geometry(settings: TrainingSettings, *, row_tokens: int, ctx: Context) -> dict[str, int]:
+def batch_geometry(settings: SupervisedSettings, *, row_tokens: int, ctx: Context) -> dict[str, int]:
     """Turn `batch_tokens` into rows per forward pass and passes per step, the same on any number of processes."""
     assert settings.batch_tokens is not None
     rows = max(1, round(settings.batch_tokens / row_tokens / world_size()))

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from llmpipe.errors import DivergedError
-from llmpipe.settings import TRAINER_RESERVED, TrainingSettings
+from llmpipe.settings import TRAINER_RESERVED, SupervisedSettings, TrainingSettings
 from llmpipe.stages.sft import RESERVED
 from llmpipe.training import arguments, flow
 from llmpipe.training.packing import PackedTokens, identity, write_tokens
@@ -56,7 +56,7 @@ def test_no_option_is_set_twice(cls, reserved, ctx) -> None:
 @pytest.mark.parametrize(("processes", "micro", "passes"), [(1, 8, 4), (2, 8, 2), (4, 8, 1)])
 def test_batch_tokens_are_the_same_on_any_number_of_processes(processes, micro, passes, ctx, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    settings = TrainingSettings(kind="sft", batch_tokens=2048, micro_batch_tokens=512)
+    settings = SupervisedSettings(kind="sft", batch_tokens=2048, micro_batch_tokens=512)
     found = arguments.batch_geometry(settings, row_tokens=64, ctx=ctx)
     assert found == {"per_device_train_batch_size": micro, "gradient_accumulation_steps": passes}
     assert ctx.events[-1]["text"] == (f"a step of 2,048 tokens: 8 rows of 64 x {passes} passes x {processes} processes")

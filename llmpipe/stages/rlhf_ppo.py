@@ -1,0 +1,153 @@
+"""rlhf-ppo: teaches a model to give answers that score high. Reads a model, rewards, prompts; writes `model/`.
+
+    ppo: {kind: rlhf-ppo, reward: judge, data: {path: prompts.jsonl}, rollouts: 50}
+
+Proximal policy optimisation (Schulman 2017, arXiv:1707.06347) as used for language models (Ziegler 2019,
+arXiv:1909.08593): sample answers, score them, charge every token for leaving the reference, step, repeat.
+docs/ppo.md explains every number it prints.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llmpipe.context import Context, Result
+from llmpipe.settings import (
+    TRAINER_RESERVED,
+    Accepts,
+    Artifact,
+    Count,
+    DataSources,
+    FolderSource,
+    Passthrough,
+    RewardSources,
+    Strict,
+    TrainingSettings,
+)
+
+VERSION = 1
+
+DEFAULTS = {"learning_rate": 1e-6, "lr_scheduler_type": "linear", "warmup_steps": 0.03, "adam_epsilon": 1e-5}
+
+RESERVED = TRAINER_RESERVED | {
+    "max_steps": "set `rollouts:`, `epochs:` and `minibatches:` of the stage",
+    "num_train_epochs": "set `rollouts:` of the stage",
+    "gradient_accumulation_steps": "set `minibatches:`; trainer.per_device_train_batch_size only bounds memory",
+    "eval_strategy": "set `evaluate_every:` of the stage",
+    "eval_steps": "set `evaluate_every:` of the stage",
+    "logging_steps": "every rollout is logged",
+    "logging_strategy": "every rollout is logged",
+}
+
+
+class Rollout(Strict):
+    """How answers are sampled."""
+
+    samples: int = Field(64, gt=0, description="answers per rollout, over all processes")
+    samples_per_prompt: int = Field(1, gt=0, description="answers to the same prompt in one rollout")
+    max_new_tokens: Count = Field(128, description="longest answer")
+    temperature: float = Field(1.0, gt=0, description="of sampling; log-probabilities are taken at the same one")
+    engine: Literal["generate", "vllm"] = Field(
+        "generate", description="generate samples in this process; vllm asks a server, and needs lora:"
+    )
+    url: str | None = Field(None, description="address of the vllm server, such as http://localhost:8000")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.samples % self.samples_per_prompt:
+            raise ValueError(
+                f"samples ({self.samples}) is not a multiple of samples_per_prompt ({self.samples_per_prompt})"
+            )
+        if (self.engine == "vllm") != (self.url is not None):
+            raise ValueError("engine: vllm and url: belong together")
+        return self
+
+
+class KL(Strict):
+    """The price of leaving the reference: beta per nat, charged at every token."""
+
+    coefficient: float = Field(0.05, ge=0, description="reward units per nat; where an adaptive one begins")
+    target: float | None = Field(None, gt=0, description="nats per answer to hold by adapting the coefficient")
+    horizon: int = Field(10_000, gt=0, description="answers over which an adaptive coefficient moves")
+
+
+class LengthPenalty(Strict):
+    """Takes reward from long answers: nothing up to `begin` tokens, `most` at max_new_tokens, a line between."""
+
+    begin: Count = Field(description="tokens that cost nothing")
+    most: float = Field(1.0, gt=0, description="reward units that the longest answer loses")
+
+
+class Settings(TrainingSettings):
+    """What `kind: rlhf-ppo` understands."""
+
+    kind: Literal["rlhf-ppo"] = Field("rlhf-ppo", description="which stage this is")
+    model: Annotated[FolderSource | None, Accepts(("causal-lm", "adapter"))] = Field(
+        None, description="the policy to begin from; the model that the reward model began from when left out"
+    )
+    reward: Annotated[RewardSources | None, Accepts(("reward-model",))] = Field(
+        None, description="reward models and functions {function: FILE.py:NAME}; several are added by weight"
+    )
+    data: Annotated[DataSources | None, Accepts(("dataset",))] = Field(
+        None, description="prompts; of conversations and preference pairs, what was asked"
+    )
+    chat: bool = Field(True, description="put prompts through the chat template, where the model has one")
+    rollouts: int = Field(50, gt=0, description="how often answers are sampled and learned from")
+    rollout: Rollout = Field(default_factory=lambda: Rollout.model_validate({}), description="how answers are sampled")
+    epochs: int = Field(2, gt=0, description="passes over the answers of a rollout")
+    minibatches: int = Field(2, gt=0, description="optimizer steps per pass")
+    kl: KL = Field(default_factory=lambda: KL.model_validate({}), description="the price of leaving the reference")
+    clip: float = Field(0.2, gt=0, lt=1, description="how far a probability's ratio may move in a rollout")
+    dual_clip: float | None = Field(None, gt=1, description="bound on the loss of bad answers (arXiv:1912.09729)")
+    value_clip: float | None = Field(0.2, gt=0, description="how far a value may move in a rollout; null for no bound")
+    value_coefficient: float = Field(0.1, gt=0, description="weight of the value loss; matters for value_model: head")
+    value_learning_rate: float | None = Field(None, gt=0, description="5 times trainer.learning_rate when left out")
+    value_model: Literal["separate", "head"] = Field(
+        "separate", description="a network of its own, begun from the reward model; or a head on the policy"
+    )
+    value_warmup_rollouts: int | None = Field(
+        None,
+        ge=0,
+        description="rollouts at first that teach the value alone; 0 where a reward model began it, else 2",
+    )
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="advantages: 0 trusts the values, 1 the rewards alone")
+    discount: float = Field(1.0, gt=0, le=1, description="of later rewards")
+    target_kl: float | None = Field(
+        None, gt=0, description="nats per token from the sampler; past 1.5 times this, a rollout's other steps are left"
+    )
+    normalize_reward: bool = Field(
+        True, description="to mean 0 and deviation 1, as measured on the first rollout; reward models only"
+    )
+    reward_clip: float | None = Field(10.0, gt=0, description="bound on an answer's reward, on both sides")
+    missing_end_penalty: float = Field(1.0, ge=0, description="reward units that an answer without an end loses")
+    length_penalty: LengthPenalty | None = Field(None, description="takes reward from long answers")
+    evaluate_every: int | None = Field(None, gt=0, description="rollouts between evaluations; a fifth when left out")
+    evaluate_prompts: int = Field(64, gt=0, description="most held-out prompts to answer at an evaluation")
+    lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", {})] = Field(
+        None, description="train adapters; policy, value and reference then share one base"
+    )
+    trainer: Annotated[dict[str, Any], Passthrough("transformers.TrainingArguments", RESERVED)] = Field(
+        default_factory=dict, description="options of transformers.TrainingArguments, as they are"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.rollout.samples % self.minibatches:
+            raise ValueError(f"rollout.samples ({self.rollout.samples}) is not a multiple of minibatches")
+        if self.rollout.engine == "vllm" and self.lora is None:
+            raise ValueError("rollout.engine: vllm needs lora:, for an adapter is what is sent to the server")
+        if self.length_penalty and self.length_penalty.begin >= self.rollout.max_new_tokens:
+            raise ValueError("length_penalty.begin is not below rollout.max_new_tokens")
+        return self
+
+
+def produces(settings: Settings) -> Artifact:
+    """Say what comes out."""
+    return "causal-lm" if settings.lora is None else "adapter"
+
+
+def run(settings: Settings, ctx: Context) -> Result:
+    """Sample, score, learn; keep the policy that did best on held-out prompts."""
+    raise NotImplementedError
