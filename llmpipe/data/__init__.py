@@ -203,17 +203,26 @@ def turn_message(turn: object, at: str, wrong: list[str]) -> Message:
     return message
 
 
-def disorder(messages: list[Message]) -> Iterator[str]:
-    """Say what keeps messages from being a conversation that ends in an answer."""
-    before = None
+def user_words(messages: Iterable[Message]) -> str:
+    """Return all that the user says, a turn to a line: what decides on which side of a split a prompt falls."""
+    return "\n".join(message["content"] for message in messages if message["role"] == "user")
+
+
+def misplaced(messages: Iterable[Message], *, before: str | None = None) -> Iterator[str]:
+    """Say which turns may not stand where they do; `before` is the role of the turn ahead of them, if any."""
     for number, message in enumerate(messages, 1):
         if message["role"] not in FOLLOWS[before]:
             what = f"after {before}" if before else "at the start"
             yield f"turn {number} is {message['role']}, but {what} comes {' or '.join(FOLLOWS[before])}"
         before = message["role"]
+
+
+def disorder(messages: list[Message]) -> Iterator[str]:
+    """Say what keeps messages from being a conversation that ends in an answer."""
+    yield from misplaced(messages)
     if all(message["role"] != "assistant" for message in messages):
         yield "there is no assistant turn to learn from"
-    elif before != "assistant":
-        yield f"the last turn ({before}) has no answer; remove it or add one"
+    elif (last := messages[-1]["role"]) != "assistant":
+        yield f"the last turn ({last}) has no answer; remove it or add one"
     elif not any(message["train"] for message in messages):
         yield "all assistant turns have loss weight 0, so there is nothing to learn from"

@@ -10,17 +10,23 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llmpipe.context import Context
-from llmpipe.data import Row, storyworld
+from llmpipe.data import Row, said, storyworld
 from llmpipe.data.formats import Conversation, conversations, texts
 from llmpipe.data.hub import revision_of
+from llmpipe.data.preferences import Preference, Prompt, preferences
+from llmpipe.data.prompts import prompts
 from llmpipe.data.rows import expand, read_rows
 from llmpipe.errors import DataError, StageError
 from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, StageSource
 
 Item = TypeVar("Item")
+Asking = TypeVar("Asking", Conversation, Preference, Prompt)
 
 STORIES = 20_000
 STORY_CHATS = 4_000
+STORY_PAIRS = 2_000
+STORY_PROMPTS = 432
+"""Every request of the training side once."""
 FEW_DOCUMENTS = 20
 """Below this, held-out text is cut from the tail of each document; a hash would hold out a whole book or none."""
 
@@ -51,12 +57,45 @@ def read_conversations(sources: Sequence[AnySource], ctx: Context) -> Iterator[t
 def _conversations(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Conversation]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.instructions(rows=source.rows or STORY_CHATS, seed=ctx.seed)
-        rows = (Row(f"storyworld: row {n}", dict(row)) for n, row in enumerate(made, 1))
-        return conversations(rows, format="messages")
-    options: dict[str, Any] = {}
-    if isinstance(source, PathSource | HubSource):
-        options = {"columns": source.columns, "format": source.format}
-    return conversations(_rows(source, ctx), **options)
+        return conversations(_story_rows(made), format="messages")
+    return conversations(_rows(source, ctx), **_reading(source))
+
+
+def read_preferences(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Preference]]:
+    """Yield the preferences of a mix for a reward model, each with the row it came from; a row may have several."""
+    for number, source in enumerate(sources):
+        yield from _weighted(_preferences(source, ctx), source.weight, seed=ctx.seed + number)
+
+
+def _preferences(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Preference]]:
+    if isinstance(source, BuiltinSource):
+        made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed)
+        return preferences(_story_rows(made), format="prompt-pairs")
+    return preferences(_rows(source, ctx), **_reading(source))
+
+
+def read_prompts(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Prompt]]:
+    """Yield the prompts of a mix for PPO, each with the row it came from; of one source, each once."""
+    for number, source in enumerate(sources):
+        yield from _weighted(_prompts(source, ctx), source.weight, seed=ctx.seed + number)
+
+
+def _prompts(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Prompt]]:
+    if isinstance(source, BuiltinSource):
+        made = storyworld.prompts(rows=source.rows or STORY_PROMPTS, seed=ctx.seed)
+        # Not read as rows are, for there are only so many prompts, and `rows` says how many to give.
+        asked = (Prompt([said(turn["role"], turn["content"]) for turn in row["prompt"]]) for row in made)
+        return ((Row(f"storyworld: row {n}", {}), prompt) for n, prompt in enumerate(asked, 1))
+    return prompts(_rows(source, ctx), **_reading(source))
+
+
+def _story_rows(made: Iterable[storyworld.Row]) -> Iterator[Row]:
+    return (Row(f"storyworld: row {number}", dict(row)) for number, row in enumerate(made, 1))
+
+
+def _reading(source: AnySource) -> dict[str, Any]:
+    """Return how the user says that the rows of a source are to be read."""
+    return {"columns": source.columns, "format": source.format} if isinstance(source, PathSource | HubSource) else {}
 
 
 def _rows(source: AnySource, ctx: Context) -> Iterator[Row]:
@@ -130,14 +169,20 @@ def split_texts(documents: Iterable[str], *, share: float) -> tuple[Iterator[str
     return train(), held_out
 
 
-def split_conversations(
-    found: Iterable[tuple[Row, Conversation]], *, share: float
-) -> tuple[list[tuple[Row, Conversation]], list[tuple[Row, Conversation]]]:
-    """Split conversations by the hash of what was asked, so that one question is never on both sides."""
-    sides: tuple[list[tuple[Row, Conversation]], list[tuple[Row, Conversation]]] = ([], [])
-    for row, conversation in found:
-        asked = conversation.text or "\n".join(m["content"] for m in conversation.messages if m["role"] == "user")
-        sides[is_held_out(asked, share)].append((row, conversation))
+def split_by_prompt(
+    found: Iterable[tuple[Row, Asking]], *, share: float
+) -> tuple[list[tuple[Row, Asking]], list[tuple[Row, Asking]]]:
+    """Split conversations, preferences or prompts into those to train on and those held out, by what was asked.
+
+    It is decided by the hash of the user's words, so that one prompt is never on both sides, and on the same side in
+    every stage with the same share.
+    """
+    sides: tuple[list[tuple[Row, Asking]], list[tuple[Row, Asking]]] = ([], [])
+    for row, item in found:
+        sides[is_held_out(item.asked, share)].append((row, item))
     if not sides[0]:
-        raise DataError("no conversation is left to train on", hint="lower held_out.share, or add rows")
+        raise DataError("no row is left to train on", hint="lower held_out.share, or add rows")
     return sides
+
+
+split_conversations = split_by_prompt

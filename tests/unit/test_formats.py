@@ -117,12 +117,12 @@ def test_tools(tools: object, kept: str | None) -> None:
 
 
 def test_the_format_that_needs_more_columns_is_meant() -> None:
-    assert detect(["text", "question", "answer"], where="f") == "question-answer"
+    assert detect({"text": "t", "question": "q", "answer": "a"}, where="f") == "question-answer"
 
 
 def test_no_format_fits() -> None:
     with pytest.raises(DataError) as caught:
-        detect(["instrution", "output"], where="f.jsonl:1")
+        detect({"instrution": "q", "output": "a"}, where="f.jsonl:1")
     assert str(caught.value).splitlines() == [
         "f.jsonl:1: no format fits the columns instrution, output; one of these is needed:",
         "  alpaca: instruction, output (is instrution instruction?)",

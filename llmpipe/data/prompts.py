@@ -1,0 +1,80 @@
+"""Turn rows into prompts, for PPO: from rows with nothing else, from preferences, and from conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+
+from llmpipe.data import Cells, Row, said, tables
+from llmpipe.data.formats import FORMATS, TOLD, Conversation, turns
+from llmpipe.data.preferences import PREFERENCES, Preference, Prompt, asked_in, before_answers
+from llmpipe.data.tables import Format, Table
+
+
+def prompts(
+    rows: Iterable[Row],
+    *,
+    columns: Mapping[str, str] | None = None,
+    format: str | None = None,
+    limit_problems: int = 20,
+) -> Iterator[tuple[Row, Prompt]]:
+    """Yield each good row with what is asked in it, a prompt once however many rows ask it; then raise all problems.
+
+    Raises:
+        DataError: with the problems of all rows; at once for a first row that fits no format.
+    """
+    seen: set[tuple[object, ...]] = set()
+    for row, found in tables.converted(
+        rows, Table(PROMPTS), columns=columns, format=format, limit_problems=limit_problems
+    ):
+        for prompt in found:
+            content = (prompt.text, prompt.tools, *((turn["role"], turn["content"]) for turn in prompt.messages))
+            if content not in seen:
+                seen.add(content)
+                yield row, prompt
+
+
+def _of_pairs(cells: Cells, *, convert: Callable[[Cells], list[Preference]]) -> list[Prompt]:
+    return [Prompt(p.prompt, p.text[0] if p.text else None, p.tools) for p in convert(cells)]
+
+
+def _of_conversation(cells: Cells, *, form: Format[Conversation]) -> list[Prompt]:
+    """Return what is asked in a conversation, as a text too where the row held texts."""
+    found = form.convert(cells)
+    if found.text is not None:
+        return [Prompt([said("user", found.text)], found.text)]
+    plain = all(isinstance(cells.value[column], str) for column in form.needs)
+    asked = found.messages[:-1]
+    told = plain and not any(message["role"] == "assistant" for message in asked)
+    return [Prompt(asked, "\n\n".join(m["content"] for m in asked) if told else None, found.tools)]
+
+
+def _of_turns(cells: Cells, *, column: str) -> list[Prompt]:
+    """Return the turns up to the user's last one; a row without an answer to it is as good."""
+    listed = turns(cells, column)
+    while listed and listed[-1]["role"] in ("assistant", "tool"):
+        listed.pop()
+    if not listed and not cells.wrong:
+        cells.wrong.append(f"{cells.name(column)} has no turn of the user")
+    return [before_answers(cells, cells.name(column), listed)]
+
+
+def _only(cells: Cells, *, column: str) -> list[Prompt]:
+    return [asked_in(cells, asks=(column,))]
+
+
+def _format(
+    form: Format[Conversation] | Format[list[Preference]], convert: Callable[[Cells], list[Prompt]]
+) -> Format[list[Prompt]]:
+    return Format(form.needs, form.also, form.about, convert)
+
+
+PROMPTS: dict[str, Format[list[Prompt]]] = {
+    "prompt": Format(("prompt",), TOLD, "a prompt alone, as a text or turns", partial(_only, column="prompt")),
+    "question": Format(("question",), TOLD, "a question alone", partial(_only, column="question")),
+    **{name: _format(form, partial(_of_pairs, convert=form.convert)) for name, form in PREFERENCES.items()},
+    **{name: _format(form, partial(_of_conversation, form=form)) for name, form in FORMATS.items()},
+    "sharegpt": _format(FORMATS["sharegpt"], partial(_of_turns, column="conversations")),
+    "messages": _format(FORMATS["messages"], partial(_of_turns, column="messages")),
+}
+"""The formats of prompts by name: alone, of preferences, and of conversations."""
