@@ -81,8 +81,9 @@ def texts(rows: Iterable[Row], *, column: str | None = None, limit_problems: int
 def _not_conversations(value: Mapping[str, object]) -> str | None:
     """Name data of another kind that the columns of a conversation would let in."""
     what = "preference pairs" if {"chosen", "rejected"} <= set(value) else ""
-    # Only true or false: a column of that name with a class or a text says nothing about how good the answer is.
-    what = "single answers, each labelled good or bad" if isinstance(value.get("label"), bool) else what
+    # Only true or false beside turns: another label says nothing about how good the answer is.
+    if isinstance(value.get("label"), bool) and not {"messages", "conversations", "completion"}.isdisjoint(value):
+        what = "single answers, each labelled good or bad (KTO data)"
     return f"these are {what}; sft learns from conversations: {', '.join(FORMATS)}" if what else None
 
 
@@ -194,4 +195,4 @@ FORMATS: dict[str, Format[Conversation]] = {
 }
 """The formats by name, as `detect` tries them and help lists them."""
 
-CONVERSATIONS = Table(FORMATS, _not_conversations, "name the `format` to learn from the rows as they are")
+CONVERSATIONS = Table(FORMATS, _not_conversations, "name the `format` to learn from the rows all the same")

@@ -56,7 +56,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked: the last message is a user's, or there is none for an empty plain prompt.
+    """What is asked: the last message is a user's or a tool's, or there is none for an empty plain prompt.
 
     `text` is set when the row held a plain string, for models without a chat template.
     """
@@ -93,7 +93,7 @@ def preferences(
 
 
 def _single_answers(value: Mapping[str, object]) -> str | None:
-    if "label" not in value or not set(PAIR).isdisjoint(value) or "answers" in value:
+    if "label" not in value or any(set(form.needs) <= set(value) for form in PREFERENCES.values()):
         return None
     what = "these are single answers, each with a label (KTO data)"
     return f"{what}; pairs are needed: a chosen and a rejected answer to the same prompt"
@@ -113,6 +113,8 @@ def asked_in(cells: Cells, *, asks: tuple[str, ...]) -> Prompt:
     """Read a prompt that is a text, with its input and history, a dialogue in one text, or a list of turns."""
     value, name = cells.value[asks[0]], cells.name(asks[0])
     if asks[0] in LISTED or isinstance(value, list):
+        if value == []:
+            cells.wrong.append(f"{name} has no turns")
         return before_answers(cells, name, turns(cells, asks[0]))
     if isinstance(value, str) and dialogues.is_dialogue(value):
         spoken = dialogues.turns(value, name, cells.wrong)
@@ -173,12 +175,16 @@ def _whole_pair(
 ) -> list[Preference]:
     """Convert answers that repeat the conversation before them; a prompt column only says again how it goes."""
     name, other = map(cells.name, PAIR)
+    if not cells.wrong:
+        cells.wrong.extend(f"{name} {wrong}" for wrong in misplaced(chosen))
+        cells.wrong.extend(f"{other} {wrong}" for wrong in misplaced(rejected))
     start = dialogues.shared(chosen, rejected)
     if not cells.wrong and not start:
         cells.wrong.append(f"{name} and {other} do not begin with the same question")
     elif not cells.wrong and asks:
-        repeated = {message["content"].strip() for message in chosen[:start]}
-        if not {message["content"].strip() for message in asked_in(cells, asks=asks).messages} & repeated:
+        value = cells.value[asks[0]]
+        before = turns(cells, asks[0]) if isinstance(value, list) else [said("user", cells.text(asks[0]))]
+        if not cells.wrong and user_words(before).strip() not in user_words(chosen[:start]):
             cells.wrong.append(f"{name} does not begin with {cells.name(asks[0])}")
     prompt = before_answers(cells, name, chosen[:start])
     pair = Preference(prompt.messages, chosen[start:], rejected[start:], text=text, tools=prompt.tools)
@@ -189,17 +195,17 @@ def _checked(cells: Cells, pair: Preference, answers: tuple[str, str]) -> list[P
     """Return the preference of a row, with its criterion and margin, if its answers fit."""
     criterion, margin = _criterion(cells), cells.value.get("margin")
     if margin is not None and not rankings.is_number(margin):
-        cells.wrong.append(f"{cells.name('margin')} is {kind(margin)}, not a number")
-        return []
+        cells.wrong.append(rankings.no_number(cells.name("margin"), margin))
+        margin = None
     if not cells.wrong:
         for column, side in zip(answers, (pair.chosen, pair.rejected), strict=True):
             name, before = cells.name(column), pair.prompt[-1]["role"] if pair.prompt else "user"
             cells.wrong.extend(f"{name} {wrong}" for wrong in misplaced(side, before=before))
             if not side or side[-1]["role"] != "assistant":
                 cells.wrong.append(f"{name} does not end with an answer")
-    if [m["content"].strip() for m in pair.chosen] == [m["content"].strip() for m in pair.rejected]:
+    if not cells.wrong and [m["content"].strip() for m in pair.chosen] == [m["content"].strip() for m in pair.rejected]:
         cells.wrong.append(f"{' and '.join(map(cells.name, answers))} are the same")
-    return [] if cells.wrong else [replace(pair, criterion=criterion, margin=margin and float(margin))]
+    return [] if cells.wrong else [replace(pair, criterion=criterion, margin=None if margin is None else float(margin))]
 
 
 def _criterion(cells: Cells) -> str | None:

@@ -6,15 +6,15 @@ Ratings are scores by criterion: {"helpfulness": [4, 2], "safety": [1, 5]}.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import permutations
 from typing import TypeGuard
 
 from llmpipe.data import Cells, kind
 
 TEXT_KEYS = ("text", "body", "answer", "content")
 SCORE_KEYS = ("score", "pm_score")
+MOST = 1e300
 JUDGED_BY = ("scores", "ranks", "ratings")
 
 
@@ -29,8 +29,13 @@ class Comparison:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a cell is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a cell is a number that can be reckoned with: finite, and a whole one not beyond a float."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST
+
+
+def no_number(name: str, value: object) -> str:
+    """Say that a cell is not a number."""
+    return f"{name} is {value if isinstance(value, float) else kind(value)}, not a number"
 
 
 def answer_texts(cells: Cells) -> list[str]:
@@ -41,9 +46,10 @@ def answer_texts(cells: Cells) -> list[str]:
         return []
     for number, answer in enumerate(listed, 1):
         text = next((answer[key] for key in TEXT_KEYS if key in answer), None) if isinstance(answer, dict) else answer
-        if not isinstance(text, str):
-            what = f"an object without {', '.join(TEXT_KEYS)}" if text is None and answer else kind(text)
-            cells.wrong.append(f"{name} {number} is {what}, not text")
+        if isinstance(answer, dict) and set(TEXT_KEYS).isdisjoint(answer):
+            cells.wrong.append(f"{name} {number} has no {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}")
+        elif not isinstance(text, str):
+            cells.wrong.append(f"{name} {number} is {kind(text)}, not text")
         elif not text.strip():
             cells.wrong.append(f"{name} {number} is empty")
         else:
@@ -56,20 +62,16 @@ def answer_texts(cells: Cells) -> list[str]:
 def comparisons(cells: Cells, texts: list[str]) -> list[Comparison]:
     """Return every ordered pair of answers, better one first; equally good ones give none."""
     found = [
-        Comparison(*((i, j) if scores[i] > scores[j] else (j, i)), criterion, margin)
-        for criterion, scores in _scores(cells, len(texts)).items()
-        for i, j in combinations(range(len(texts)), 2)
-        if (difference := abs(scores[i] - scores[j]))
         # Upvotes and ranks are no measure of how much better; ratings on one scale are.
-        for margin in [None if criterion is None else float(difference)]
+        Comparison(i, j, criterion, None if criterion is None else scores[i] - scores[j])
+        for criterion, scores in _scores(cells, len(texts)).items()
+        for i, j in permutations(range(len(texts)), 2)
+        if scores[i] > scores[j]
     ]
-    same = sorted(
-        {tuple(sorted((f.better, f.worse))) for f in found if texts[f.better].strip() == texts[f.worse].strip()}
-    )
-    name = cells.name("answers")
-    cells.wrong.extend(
-        f"{name} {one + 1} and {other + 1} are the same, but one is said to be better" for one, other in same
-    )
+    same = {tuple(sorted((f.better, f.worse))) for f in found if texts[f.better].strip() == texts[f.worse].strip()}
+    for one, other in sorted(same):
+        places = f"{cells.name('answers')} {one + 1} and {other + 1}"
+        cells.wrong.append(f"{places} are the same, but one is said to be better")
     return found
 
 
@@ -87,7 +89,7 @@ def _scores(cells: Cells, count: int) -> dict[str | None, list[float]]:
         cells.wrong.append(f"there are {' and '.join(map(cells.name, given))}; keep one")
         return {}
     if not given and any(score is not None for score in own):
-        return {None: _numbers(cells, own, f"the scores in {cells.name('answers')}", count)}
+        return {None: _numbers(cells, own, f"the score of {cells.name('answers')}", count)}
     if not given:
         return {None: [float(-place) for place in range(count)]}
     value, name = cells.value[given[0]], cells.name(given[0])
@@ -107,7 +109,7 @@ def _numbers(cells: Cells, value: object, name: str, count: int) -> list[float]:
     if not isinstance(value, list):
         cells.wrong.append(f"{name} is {kind(value)}, not a list of numbers")
         return [0.0] * count
-    cells.wrong.extend(f"{name} {n} is {kind(v)}, not a number" for n, v in enumerate(value, 1) if not is_number(v))
+    cells.wrong.extend(no_number(f"{name} {n}", v) for n, v in enumerate(value, 1) if not is_number(v))
     if len(value) != count:
         cells.wrong.append(f"{name}: {len(value)} for {count} answers")
     return [0.0] * count if len(cells.wrong) > wrong else [float(number) for number in value]

@@ -59,9 +59,13 @@ def test_alpaca_input_follows_the_instruction() -> None:
     assert conversation.messages[0]["content"] == f"{row.value['instruction']}\n\n{row.value['input']}"
 
 
-def test_preference_pairs_are_refused_as_conversations_without_answer() -> None:
-    with pytest.raises(DataError, match="no assistant turn to learn from"):
-        list(conversations(read_rows([DATA / "preference/dpo_en_demo.json"])))
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("dpo_en_demo.json", "preference pairs"), ("kto_en_demo.json", "single answers, each labelled good or bad")],
+)
+def test_what_is_judged_is_refused_as_conversations(name: str, what: str) -> None:
+    with pytest.raises(DataError, match=f"row 1: these are {what}.*; sft learns from conversations"):
+        list(conversations(read_rows([DATA / "preference" / name])))
 
 
 def test_pretraining_texts() -> None:

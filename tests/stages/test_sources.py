@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import islice
 
 import pytest
 
 from llmpipe.data import storyworld
-from llmpipe.data.sources import FEW_DOCUMENTS, read_conversations, read_texts, split_texts
-from llmpipe.settings import BuiltinSource
+from llmpipe.data.sources import (
+    FEW_DOCUMENTS,
+    read_conversations,
+    read_preferences,
+    read_prompts,
+    read_texts,
+    split_by_prompt,
+    split_texts,
+)
+from llmpipe.errors import DataError
+from llmpipe.settings import BuiltinSource, PathSource
 
 
 def source(**options) -> list[BuiltinSource]:
@@ -19,6 +29,23 @@ def source(**options) -> list[BuiltinSource]:
 def test_rows_are_honoured(ctx) -> None:
     assert len(list(read_texts(source(rows=37), ctx))) == 37
     assert len(list(read_conversations(source(rows=23), ctx))) == 23
+    assert len(list(read_preferences(source(rows=23), ctx))) == 23
+    assert len(list(read_prompts(source(rows=2000), ctx))) == 2000
+
+
+def test_storyworld_asks_for_every_training_request_once(ctx) -> None:
+    found = [storyworld.request_of(prompt.messages[0]["content"]) for _, prompt in read_prompts(source(), ctx)]
+    assert len(found) == 432
+    assert set(found) == set(storyworld.all_requests()) - storyworld.held_out_requests()
+
+
+def test_storyworld_prefers_happy_endings(ctx) -> None:
+    found = [pair for _, pair in read_preferences(source(), ctx)]
+    assert len(found) == 2000
+    for pair in found[:50]:
+        request = storyworld.request_of(pair.prompt[-1]["content"])
+        ends = [storyworld.judge(request, side[0]["content"]).happy for side in (pair.chosen, pair.rejected)]
+        assert ends == [True, False]
 
 
 @pytest.mark.parametrize(("weight", "least", "most"), [(2.0, 400, 400), (0.5, 70, 130), (2.5, 470, 530)])
@@ -60,3 +87,43 @@ def test_a_share_of_zero_holds_nothing_out(count) -> None:
     documents = [f"text {number}" for number in range(count)]
     train, held_out = split_texts(documents, share=0)
     assert list(train) == documents and held_out == []
+
+
+def file_source(tmp_path, name, rows, **options) -> list[PathSource]:
+    path = tmp_path / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [PathSource(path=str(path), **options)]
+
+
+def test_one_prompt_is_on_one_side_in_every_stage(tmp_path, ctx) -> None:
+    asked = [f"question {number}" for number in range(100)]
+    pairs = [{"ask": ask, "chosen": "a", "rejected": "b", "id": n} for n, ask in enumerate(asked * 2)]
+    chats = [{"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": "a"}]} for a in asked]
+    columns = {"prompt": "ask"}
+    sides = [
+        split_by_prompt(read_conversations(file_source(tmp_path, "c.jsonl", chats), ctx), share=0.3),
+        split_by_prompt(read_preferences(file_source(tmp_path, "p.jsonl", pairs, columns=columns), ctx), share=0.3),
+        split_by_prompt(read_prompts(file_source(tmp_path, "p.jsonl", pairs, columns=columns), ctx), share=0.3),
+    ]
+    assert [len(train) + len(held_out) for train, held_out in sides] == [100, 200, 100]
+    for train, held_out in sides:
+        assert {item.asked for _, item in train} == {item.asked for _, item in sides[0][0]}
+        assert {item.asked for _, item in held_out} == {item.asked for _, item in sides[0][1]}
+        assert 10 < len({item.asked for _, item in held_out}) < 50
+
+
+def test_pairs_without_a_prompt_are_split_by_their_answer(tmp_path, ctx) -> None:
+    pairs = [{"chosen": f"good {number}", "rejected": "bad"} for number in range(100)]
+    train, held_out = split_by_prompt(read_preferences(file_source(tmp_path, "p.jsonl", pairs), ctx), share=0.3)
+    assert 10 < len(held_out) < 50 and len(train) + len(held_out) == 100
+
+
+def test_a_format_is_passed_on(tmp_path, ctx) -> None:
+    rows = [{"prompt": "q", "question": "r"}]
+    found = read_prompts(file_source(tmp_path, "p.jsonl", rows, format="question"), ctx)
+    assert [prompt.text for _, prompt in found] == ["r"]
+
+
+def test_a_split_that_leaves_nothing_to_train_on() -> None:
+    with pytest.raises(DataError, match="no row is left to train on"):
+        split_by_prompt([], share=0.5)
