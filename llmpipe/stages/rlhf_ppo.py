@@ -9,7 +9,7 @@ docs/ppo.md explains every number it prints.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,12 @@ from llmpipe.settings import (
     Strict,
     TrainingSettings,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmpipe.artifact import Gate
+    from llmpipe.training.ppo.trainer import PPOTrainer
 
 VERSION = 1
 
@@ -49,6 +55,9 @@ class Rollout(Strict):
     samples_per_prompt: int = Field(1, gt=0, description="answers to the same prompt in one rollout")
     max_new_tokens: Count = Field(128, description="longest answer")
     temperature: float = Field(1.0, gt=0, description="of sampling; log-probabilities are taken at the same one")
+    stop: list[str] | None = Field(
+        None, min_length=1, description="tokens that end an answer; the model's own end tokens when left out"
+    )
     engine: Literal["generate", "vllm"] = Field(
         "generate", description="generate samples in this process; vllm asks a server, and needs lora:"
     )
@@ -134,6 +143,8 @@ class Settings(TrainingSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.dropout:
+            raise ValueError("dropout makes the probabilities before and after a step differ; leave it out")
         if self.rollout.samples % self.minibatches:
             raise ValueError(f"rollout.samples ({self.rollout.samples}) is not a multiple of minibatches")
         if self.rollout.engine == "vllm" and self.lora is None:
@@ -150,4 +161,115 @@ def produces(settings: Settings) -> Artifact:
 
 def run(settings: Settings, ctx: Context) -> Result:
     """Sample, score, learn; keep the policy that did best on held-out prompts."""
-    raise NotImplementedError
+    from transformers import set_seed
+
+    from llmpipe.artifact import write_json
+    from llmpipe.training import flow, models
+    from llmpipe.training.ppo import parts
+
+    assert settings.model is not None
+    set_seed(ctx.seed)
+    policy, tokenizer = models.load(settings.model, ctx)
+    models.mend_pad(policy, tokenizer, ctx)
+    models.set_dropout(policy, 0.0, None)
+    ends = parts.end_ids(policy, tokenizer, settings.rollout.stop)
+    policy.generation_config.eos_token_id = list(ends)
+    trainer, facts = prepare(settings, ctx, policy, tokenizer, ends)
+    ctx.explain(
+        f"PPO has the model answer {settings.rollout.samples} prompts at a time, {settings.rollouts} times, scores the "
+        "answers, and makes what scored higher likelier; every nat away from where it began costs "
+        f"{settings.kl.coefficient} of reward."
+    )
+    fitted = flow.fit(trainer, ctx, settings)
+    metrics = {key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted}
+    before, after = trainer.measures[0], trainer.kept(fitted.get("held_out_loss"))
+    changed = ("reward", "length", "ended_share", "unique_share")
+    metrics |= {f"{key}_before": before[key] for key in changed} | {key: after[key] for key in changed}
+    metrics |= {"kl": after["kl"], "rollouts": trainer.rollouts, "answers": trainer.rollouts * settings.rollout.samples}
+    if ctx.rank == 0:
+        write_json(ctx.dir / "samples.json", {"samples": side_by_side(before, after)})
+        models.save(trainer.model.policy, tokenizer, ctx.output("causal-lm"))
+    return Result(outputs=["model", "samples.json"], metrics=metrics | facts, gates=gates(trainer, ends))
+
+
+def prepare(
+    settings: Settings,
+    ctx: Context,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: tuple[int, ...],
+) -> tuple[PPOTrainer, dict[str, Any]]:
+    """Put the trainer together; returns it with counts of what was read."""
+    from transformers import TrainingArguments
+
+    from llmpipe.training import arguments
+    from llmpipe.training.models import context_length
+    from llmpipe.training.ppo import core, parts
+    from llmpipe.training.ppo.trainer import PPOTrainer
+
+    assert settings.data is not None and settings.reward is not None
+    chat = settings.chat and tokenizer.chat_template is not None
+    room = context_length(policy) - settings.rollout.max_new_tokens
+    prompts, held_out, dropped = parts.read_asked(
+        settings.data, ctx, tokenizer, chat=chat, room=room, held_out_share=settings.held_out.share
+    )
+    held_out = held_out[: settings.evaluate_prompts]
+    longest = max(len(one.ids) for one in [*prompts, *held_out]) + settings.rollout.max_new_tokens
+    scorers = parts.scorers(
+        settings.reward, ctx, tokenizer, chat=chat, normalize=settings.normalize_reward, longest=longest
+    )
+    args = arguments.build(
+        TrainingArguments,
+        ctx,
+        settings,
+        options=settings.trainer | parts.batches(settings, row_tokens=longest),
+        stage_defaults=DEFAULTS,
+        rows=settings.rollouts * settings.rollout.samples,
+        row_tokens=longest,
+        measured=len(held_out) > 0,
+        width=policy.config.hidden_size,
+    )
+    collector = parts.collector(settings, ctx, policy, tokenizer, scorers, ends=ends, device=args.device)
+    trainer = PPOTrainer(
+        collector.model,
+        options=parts.options(settings, scorers, learning_rate=args.learning_rate),
+        collector=collector,
+        prompts=prompts,
+        held_out=held_out,
+        price=core.KLPrice(settings.kl.coefficient, settings.kl.target, settings.kl.horizon),
+        say=ctx.say,
+        progress=ctx.progress,
+        args=args,
+    )
+    return trainer, {"prompts": len(prompts), "held_out_prompts": len(held_out), "too_long_prompts": dropped}
+
+
+def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pair the answers to the same held-out prompts."""
+    return [
+        {
+            "prompt": old["prompt"],
+            "before": old["answer"],
+            "after": new["answer"],
+            "reward_before": old["reward"],
+            "reward_after": new["reward"],
+        }
+        for old, new in zip(before["samples"], after["samples"], strict=True)
+    ]
+
+
+def gates(trainer: PPOTrainer, ends: tuple[int, ...]) -> list[Gate]:
+    """Check what would make the model useless to the next stage, or its figures untrue."""
+    from llmpipe.artifact import Gate
+
+    policy = trainer.model.policy
+    return [
+        Gate(
+            name="reference-unchanged",
+            passed=trainer.collector.reference.is_unchanged,
+            why="a reference that moves hides how far the policy went",
+        ),
+        Gate(
+            name="pad-is-not-end", passed=policy.config.pad_token_id not in ends, why="padding would stop every answer"
+        ),
+    ]

@@ -138,8 +138,8 @@ def mend_pad(model: PreTrainedModel, tokenizer: Tokenizer, ctx: Context) -> None
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def set_dropout(model: PreTrainedModel, share: float, ctx: Context) -> None:
-    """Set every dropout that the architecture has, and say which."""
+def set_dropout(model: PreTrainedModel, share: float, ctx: Context | None) -> None:
+    """Set every dropout that the architecture has, and say which where there is a context."""
     names = [
         name
         for name, value in vars(model.config).items()
@@ -153,7 +153,8 @@ def set_dropout(model: PreTrainedModel, share: float, ctx: Context) -> None:
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             if isinstance(vars(module).get(name), float):  # attention reads its own copy of the configuration
                 setattr(module, name, share)
-    ctx.say(f"dropout {share} for {', '.join(names)}" if names else "this architecture has no dropout to set")
+    if ctx is not None:
+        ctx.say(f"dropout {share} for {', '.join(names)}" if names else "this architecture has no dropout to set")
 
 
 def context_length(model: PreTrainedModel) -> int:

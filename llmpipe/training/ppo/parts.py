@@ -1,0 +1,237 @@
+"""From a stage's settings to the parts of PPO: prompts, end tokens, scorers, the two networks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from llmpipe.context import Context
+from llmpipe.data.formats import Conversation
+from llmpipe.data.preferences import Prompt
+from llmpipe.data.sources import read_prompts, split_by_prompt
+from llmpipe.errors import DataError, Problem, StageError, did_you_mean
+from llmpipe.settings import AnySource, FunctionSource
+from llmpipe.training import reward_model
+from llmpipe.training.arguments import world_size
+from llmpipe.training.chat import render
+from llmpipe.training.models import context_length
+from llmpipe.training.ppo.experience import Collector, Penalties
+from llmpipe.training.ppo.policy_value import (
+    PolicyValue,
+    Reference,
+    ValueNetwork,
+    backbone_of,
+    head_of_scores,
+    zero_head,
+)
+from llmpipe.training.ppo.rollout import Generate
+from llmpipe.training.ppo.scoring import Asked, FunctionScorer, ModelScorer, Rewards, Scorer, model_scorer
+from llmpipe.training.ppo.trainer import Options
+
+if TYPE_CHECKING:
+    from llmpipe.stages.rlhf_ppo import Settings
+
+
+def read_asked(
+    sources: Sequence[AnySource],
+    ctx: Context,
+    tokenizer: Tokenizer,
+    *,
+    chat: bool,
+    room: int,
+    held_out_share: float,
+) -> tuple[list[Asked], list[Asked], int]:
+    """Read prompts, those to learn on and those held out; `room` is the most tokens that one may have.
+
+    Returns:
+        Both sides, and how many prompts were left out for their length.
+    """
+    sides = split_by_prompt(read_prompts(sources, ctx), share=held_out_share)
+    asked = [[encoded(prompt, tokenizer, chat=chat) for _, prompt in side] for side in sides]
+    train, held_out = ([one for one in side if len(one.ids) <= room] for side in asked)
+    dropped = sum(map(len, asked)) - len(train) - len(held_out)
+    if dropped:
+        ctx.say(f"{dropped:,} of {sum(map(len, asked)):,} prompts are longer than {room} tokens: dropped")
+    if not train:
+        raise DataError(
+            f"no prompt has at most {room} tokens, which is what rollout.max_new_tokens leaves of the context",
+            hint="lower rollout.max_new_tokens, or use a model with a longer context",
+        )
+    return train, held_out, dropped
+
+
+def encoded(prompt: Prompt, tokenizer: Tokenizer, *, chat: bool) -> Asked:
+    """Tokenise a prompt up to where the answer begins: through the chat template, or as plain text after bos."""
+    if chat:
+        text = render(Conversation(prompt.messages), tokenizer, len(prompt.messages), ask=True)
+        return Asked(prompt, tokenizer(text, add_special_tokens=False)["input_ids"])
+    text = prompt.text if prompt.text is not None else "\n".join(turn["content"] for turn in prompt.messages)
+    opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return Asked(prompt, opening + tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def end_ids(model: PreTrainedModel, tokenizer: Tokenizer, stop: Sequence[str] | None) -> tuple[int, ...]:
+    """Return the ids of the tokens that end an answer.
+
+    Raises:
+        StageError: there is none, or a name is no token.
+    """
+    if stop is not None:
+        vocabulary = tokenizer.get_vocab()
+        for name in stop:
+            if name not in vocabulary:
+                near = did_you_mean(name, list(vocabulary))
+                raise StageError(f"rollout.stop: {name!r} is not a token of this model{near}")
+        return tuple(vocabulary[name] for name in stop)
+    found = model.generation_config.eos_token_id
+    found = found if found is not None else tokenizer.eos_token_id
+    if found is None:
+        raise StageError(
+            "the policy has no end token, so that its answers would never be over",
+            hint='name the token that ends an answer: rollout: {stop: ["<|end|>"]}',
+        )
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def scorers(
+    sources: Sequence[AnySource], ctx: Context, tokenizer: Tokenizer, *, chat: bool, normalize: bool, longest: int
+) -> list[Scorer]:
+    """Make what scores the answers; `longest` is the most tokens that a prompt with its answer has."""
+    made: list[Scorer] = []
+    for source in sources:
+        if isinstance(source, FunctionSource):
+            name = source.function.rpartition(":")[2]
+            made.append(FunctionScorer(load_function(source.function), (name,), source.weight))
+            continue
+        model = reward_model.load(source, ctx)
+        sees = context_length(model.model)
+        name = next(str(value) for value in source.model_dump().values())
+        if sees < longest:
+            raise StageError(f"the reward model {name} sees {sees} tokens, and a prompt with its answer has {longest}")
+        weight = source.weight if hasattr(source, "weight") else 1.0
+        scorer, reason = model_scorer(
+            model, tokenizer, name=Path(name).name, weight=weight, chat=chat, normalized=normalize
+        )
+        if reason:
+            ctx.say(f"the reward model {name} {reason}: answers are written again for it")
+        made.append(scorer)
+    return made
+
+
+def load_function(where: str) -> Callable[..., Any]:
+    """Import FILE.py:NAME; that it may run was said with --allow-code."""
+    file, _, name = where.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise StageError(Problem(f"cannot be imported: {type(error).__name__}: {error}", where=file)) from error
+    found: Callable[..., Any] = getattr(module, name)
+    return found
+
+
+def collector(
+    settings: Settings,
+    ctx: Context,
+    policy: PreTrainedModel,
+    tokenizer: Tokenizer,
+    made: Sequence[Scorer],
+    *,
+    ends: tuple[int, ...],
+    device: torch.device,
+) -> Collector:
+    """Put together what makes experience: the networks, the reference, the sampler, the rewards."""
+    reference = Reference(policy)
+    value = zero_head(policy.config.hidden_size) if settings.value_model == "head" else value_network(policy, made)
+    for model in (policy, value, reference.model, *(one.model.model for one in made if isinstance(one, ModelScorer))):
+        model.to(device)
+    length = settings.length_penalty
+    penalties = Penalties(
+        settings.missing_end_penalty,
+        length.begin if length else None,
+        settings.rollout.max_new_tokens,
+        length.most if length else 0.0,
+    )
+    return Collector(
+        model=PolicyValue(policy, value, temperature=settings.rollout.temperature),
+        reference=reference,
+        sampler=Generate(ends, tokenizer.pad_token_id, settings.rollout.max_new_tokens, settings.rollout.temperature),
+        rewards=Rewards(made, settings.reward_clip),
+        penalties=penalties,
+        tokenizer=tokenizer,
+        discount=settings.discount,
+        gae_lambda=settings.gae_lambda,
+        tokens_per_pass=2 * settings.micro_batch_tokens,
+        report=lambda doing: ctx.progress(doing=doing),
+    )
+
+
+def options(settings: Settings, made: Sequence[Scorer], *, learning_rate: float) -> Options:
+    """Return the numbers of the algorithm, with the defaults that depend on others."""
+    from_reward = settings.value_model == "separate" and value_source(made) is not None
+    warmup = settings.value_warmup_rollouts
+    return Options(
+        samples=settings.rollout.samples,
+        samples_per_prompt=settings.rollout.samples_per_prompt,
+        rollouts=settings.rollouts,
+        epochs=settings.epochs,
+        minibatches=settings.minibatches,
+        clip=settings.clip,
+        dual_clip=settings.dual_clip,
+        value_clip=settings.value_clip,
+        value_coefficient=settings.value_coefficient,
+        value_learning_rate=settings.value_learning_rate or 5 * learning_rate,
+        value_warmup_rollouts=(0 if from_reward else 2) if warmup is None else warmup,
+        target_kl=settings.target_kl,
+        rescale_value=from_reward,
+    )
+
+
+def batches(settings: Settings, *, row_tokens: int) -> dict[str, Any]:
+    """Turn rollouts into Trainer's steps: micro-batches bound memory, minibatches are optimizer steps.
+
+    Raises:
+        StageError: a minibatch cannot be shared out over the processes.
+    """
+    rows, left = divmod(settings.rollout.samples, settings.minibatches * world_size())
+    if left:
+        message = f"a minibatch of {settings.rollout.samples // settings.minibatches} answers"
+        raise StageError(f"{message} cannot be shared out over {world_size()} processes", hint="raise rollout.samples")
+    fitting = max(1, settings.micro_batch_tokens // row_tokens)
+    micro = min(rows, settings.trainer.get("per_device_train_batch_size", fitting))
+    steps = settings.epochs * settings.minibatches
+    every = settings.evaluate_every or max(1, settings.rollouts // 5)
+    return {
+        "max_steps": settings.rollouts * steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": -(-rows // micro),
+        "logging_steps": steps,
+        "logging_first_step": False,
+        "eval_steps": every * steps,
+    }
+
+
+def value_source(made: Sequence[Scorer]) -> ModelScorer | None:
+    """Return the reward model that a value network can begin from: the only one, and of the policy's tokens."""
+    only = made[0] if len(made) == 1 else None
+    return only if isinstance(only, ModelScorer) and only.same_tokens else None
+
+
+def value_network(policy: PreTrainedModel, made: Sequence[Scorer]) -> ValueNetwork:
+    """Make the value network from the one reward model, or else from the policy with a head that begins at 0."""
+    source = value_source(made)
+    if source is None:
+        return ValueNetwork(deepcopy(backbone_of(policy)), zero_head(policy.config.hidden_size))
+    copied = deepcopy(source.model.model).requires_grad_(True)
+    return ValueNetwork(copied.base_model, head_of_scores(copied.score, torch.tensor(source.weights)))
