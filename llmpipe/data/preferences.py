@@ -123,8 +123,10 @@ def asked_in(cells: Cells, *, asks: tuple[str, ...]) -> Prompt:
         return before_answers(cells, name, spoken, value + dialogues.ANSWER)
     spoken = question_turns(cells, asks)
     prompt = before_answers(cells, name, spoken)
-    if len(spoken) > 1:  # rounds of history have no plain form
-        return prompt
+    return _plain(prompt) if len(spoken) == 1 else prompt  # rounds of history have no plain form
+
+
+def _plain(prompt: Prompt) -> Prompt:
     return replace(prompt, text="\n\n".join(message["content"] for message in prompt.messages))
 
 
@@ -150,7 +152,7 @@ def _pair(cells: Cells, *, asks: tuple[str, ...] = (), answers: tuple[str, str] 
     chosen, rejected = (_answer(cells, column) for column in answers)
     if any(side and side[0]["role"] in ("system", "user") for side in (chosen, rejected)):
         return _whole_pair(cells, chosen, rejected, asks)
-    prompt = asked_in(cells, asks=asks) if asks else before_answers(cells, "", [], "")
+    prompt = asked_in(cells, asks=asks) if asks else _plain(before_answers(cells, "", []))
     text = (prompt.text, *texts) if texts and prompt.text is not None else None
     return _checked(cells, Preference(prompt.messages, chosen, rejected, text=text, tools=prompt.tools), answers)
 
@@ -199,8 +201,8 @@ def _checked(cells: Cells, pair: Preference, answers: tuple[str, str]) -> list[P
         margin = None
     if not cells.wrong:
         for column, side in zip(answers, (pair.chosen, pair.rejected), strict=True):
-            name, before = cells.name(column), pair.prompt[-1]["role"] if pair.prompt else "user"
-            cells.wrong.extend(f"{name} {wrong}" for wrong in misplaced(side, before=before))
+            name = cells.name(column)
+            cells.wrong.extend(f"{name} {wrong}" for wrong in misplaced(side, before="user"))
             if not side or side[-1]["role"] != "assistant":
                 cells.wrong.append(f"{name} does not end with an answer")
     if not cells.wrong and [m["content"].strip() for m in pair.chosen] == [m["content"].strip() for m in pair.rejected]:

@@ -117,6 +117,14 @@ PAIRS: list[tuple[str, Cell, str, str, str, tuple[str, str, str] | None]] = [
     ),
     (
         "pairs",
+        {"chosen": "Human: the word", "rejected": "Human: a word", "system": "s"},
+        "system: s",
+        "assistant: Human: the word",
+        "assistant: Human: a word",
+        ("s", "Human: the word", "Human: a word"),
+    ),
+    (
+        "pairs",
         {
             "chosen": "\n\nHuman: q\n\nAssistant: a0\n\nHuman: r\n\nAssistant: same a",
             "rejected": "\n\nHuman: q\n\nAssistant: a0\n\nHuman: r\n\nAssistant: same b",
