@@ -181,7 +181,7 @@ def run(settings: Settings, ctx: Context) -> Result:
         f"{settings.kl.coefficient} of reward."
     )
     fitted = flow.fit(trainer, ctx, settings)
-    metrics = {key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted}
+    metrics: dict[str, Any] = {key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted}
     before, after = trainer.measures[0], trainer.kept(fitted.get("held_out_loss"))
     changed = ("reward", "length", "ended_share", "unique_share")
     metrics |= {f"{key}_before": before[key] for key in changed} | {key: after[key] for key in changed}

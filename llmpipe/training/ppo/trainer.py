@@ -55,9 +55,10 @@ class Options:
         return self.epochs * self.minibatches
 
 
-class PPOTrainer(Resumable, HeldOut, Measured, Trainer):  # type: ignore[misc]
+class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
     """Trains a `PolicyValue`; with several processes, each samples and learns from its share of a rollout."""
 
+    optimizer: Any
     loss_is_scaled_for_ga = True  # a minibatch's loss is one mean over its tokens, however it is cut
 
     def __init__(
@@ -93,7 +94,7 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return one empty batch for each micro-batch there will be."""
         count = self.args.max_steps * self.args.gradient_accumulation_steps
-        return DataLoader(range(count), batch_size=1, collate_fn=lambda _: {})  # type: ignore[arg-type]
+        return DataLoader(range(count), batch_size=1, collate_fn=lambda _: {})
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Give policy and value their own learning rates; nothing that is a bias, a norm or a head decays."""
