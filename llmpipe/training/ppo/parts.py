@@ -22,7 +22,7 @@ from llmpipe.settings import AnySource, FunctionSource
 from llmpipe.training import reward_model
 from llmpipe.training.arguments import world_size
 from llmpipe.training.chat import render
-from llmpipe.training.models import context_length
+from llmpipe.training.models import context_length, set_dropout
 from llmpipe.training.ppo.experience import Collector, Penalties
 from llmpipe.training.ppo.policy_value import (
     PolicyValue,
@@ -234,4 +234,5 @@ def value_network(policy: PreTrainedModel, made: Sequence[Scorer]) -> ValueNetwo
     if source is None:
         return ValueNetwork(deepcopy(backbone_of(policy)), zero_head(policy.config.hidden_size))
     copied = deepcopy(source.model.model).requires_grad_(True)
+    set_dropout(copied, 0.0, None)  # it is read in training mode, too
     return ValueNetwork(copied.base_model, head_of_scores(copied.score, torch.tensor(source.weights)))

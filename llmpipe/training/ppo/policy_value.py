@@ -59,10 +59,11 @@ class Sequences:
 def joined(prompts: list[list[int]], answers: list[list[int]], *, pad_id: int) -> Sequences:
     """Join prompts with their answers."""
     rows = [torch.tensor(prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    nothing = torch.zeros(0, 0, dtype=torch.long)  # what a process has when there are fewer prompts than processes
     return Sequences(
-        nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id),
-        torch.tensor([len(prompt) for prompt in prompts]),
-        torch.tensor([len(answer) for answer in answers]),
+        nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id) if rows else nothing,
+        torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long),
+        torch.tensor([len(answer) for answer in answers], dtype=torch.long),
     )
 
 

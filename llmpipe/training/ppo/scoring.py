@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from llmpipe.training.chat import render
 from llmpipe.training.ppo import core
 from llmpipe.training.ppo.rollout import Answer
 from llmpipe.training.reward_model import RewardModel, vocabulary_of
+
+CALLED = "it is called as f(prompts=[...], answers=[...])"
 
 
 @dataclass(frozen=True)
@@ -140,17 +142,20 @@ class FunctionScorer:
 
     def scores(self, asked: Sequence[Asked], answers: Sequence[Answer], texts: Sequence[str]) -> Tensor:
         """Return (answers, 1); not finite where the function returned None or a number that is not finite."""
+        if not answers:
+            return torch.zeros(0, 1)
         prompts = [one.shown for one in asked]
         name = self.names[0]
         try:
-            found = list(self.function(prompts=prompts, answers=list(texts)))
+            found = self.function(prompts=prompts, answers=list(texts))
+            found = list(found) if isinstance(found, Iterable) else found
         except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{at.filename}:{at.lineno}"
+            inside = traceback.extract_tb(error.__traceback__)[1:]  # the first frame is this one
+            where = f"{inside[-1].filename}:{inside[-1].lineno}" if inside else None
             what = f"the reward function {name} raised {type(error).__name__}: {error}"
-            raise StageError(
-                Problem(what, where=where), hint="it is called as f(prompts=[...], answers=[...])"
-            ) from error
+            raise StageError(Problem(what, where=where), hint=CALLED) from error
+        if not isinstance(found, list):
+            raise StageError(f"the reward function {name} gave {found!r} instead of a list of numbers", hint=CALLED)
         if len(found) != len(answers):
             raise StageError(f"the reward function {name} gave {len(found)} numbers for {len(answers)} answers")
         return torch.tensor([[self._number(value)] for value in found])
@@ -205,6 +210,7 @@ class Rewards:
         ):
             summed = columns @ torch.tensor(scorer.weights, dtype=torch.float64)
             total += scorer.weight * (summed - shift) / scale
+        total = total.where(total.isfinite(), math.nan)  # a bound must not make a number of infinity
         return total if self.clip is None else total.clamp(-self.clip, self.clip)
 
     def _columns(self, components: Tensor) -> Sequence[Tensor]:

@@ -27,6 +27,7 @@ from llmpipe.training.ppo.prompts import PromptStream
 from llmpipe.training.ppo.scoring import Asked
 
 LOSS_SUMS = ("policy_loss", "value_loss", "policy_kl", "clipped", "tokens")
+VALUE_HEADS = ("value.head.weight", "value.weight")  # of a network of its own, and on the policy
 SHOWN = ("reward", "kl", "entropy", "length", "ended_share")
 
 
@@ -97,7 +98,7 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
         return DataLoader(range(count), batch_size=1, collate_fn=lambda _: {})
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Give policy and value their own learning rates; nothing that is a bias, a norm or a head decays."""
+        """Give policy and value their own learning rates; no bias, norm or value head decays."""
         if self.optimizer is None:
             module = model or self.model
             decaying = set(self.get_decay_parameter_names(module))
@@ -105,8 +106,9 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
             groups: dict[tuple[str, bool], list[Tensor]] = {}
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
-                    part = name.removeprefix("module.").partition(".")[0]
-                    decays = name in decaying and not name.endswith("value.head.weight")
+                    plain = name.removeprefix("module.")
+                    part = plain.partition(".")[0]
+                    decays = name in decaying and plain not in VALUE_HEADS
                     groups.setdefault((part, decays), []).append(parameter)
             listed = [
                 {"params": chosen, "lr": rates[part], "weight_decay": self.args.weight_decay if decays else 0.0}
