@@ -205,8 +205,6 @@ def _checked(cells: Cells, pair: Preference, answers: tuple[str, str]) -> list[P
             cells.wrong.extend(f"{name} {wrong}" for wrong in misplaced(side, before="user"))
             if not side or side[-1]["role"] != "assistant":
                 cells.wrong.append(f"{name} does not end with an answer")
-    if not cells.wrong and [m["content"].strip() for m in pair.chosen] == [m["content"].strip() for m in pair.rejected]:
-        cells.wrong.append(f"{' and '.join(map(cells.name, answers))} are the same")
     return [] if cells.wrong else [replace(pair, criterion=criterion, margin=None if margin is None else float(margin))]
 
 

@@ -183,6 +183,3 @@ def split_by_prompt(
     if not sides[0]:
         raise DataError("no row is left to train on", hint="lower held_out.share, or add rows")
     return sides
-
-
-split_conversations = split_by_prompt

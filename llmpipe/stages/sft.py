@@ -151,7 +151,7 @@ def read_data(
     """Return the rows to train on and the held-out ones as data sets, with counts of all that was left out."""
     from datasets import Dataset
 
-    from llmpipe.data.sources import read_conversations, split_conversations
+    from llmpipe.data.sources import read_conversations, split_by_prompt
     from llmpipe.errors import StageError
     from llmpipe.training import models
     from llmpipe.training.chat import rows_of
@@ -162,7 +162,7 @@ def read_data(
         message = f"{type(model).__name__} takes no position ids, so packed rows would leak"
         raise StageError(message, hint="packing: false")
     ctx.progress(doing="reading conversations")
-    sides = split_conversations(read_conversations(settings.data, ctx), share=settings.held_out.share)
+    sides = split_by_prompt(read_conversations(settings.data, ctx), share=settings.held_out.share)
     encoded = [fitting(side, tokenizer, context=context, too_long=settings.too_long) for side in sides]
     train, held_out = (examples for examples, _ in encoded)
     dropped = sum(count for _, count in encoded)

@@ -184,7 +184,9 @@ def test_criterion_margin_and_tools() -> None:
 def test_columns_are_renamed() -> None:
     columns = {"prompt": "ask", "chosen": "yes", "rejected": "no"}
     assert read({"ask": "q", "yes": "a", "no": "b"}, columns=columns) == read(PLAIN)
-    assert problems({"ask": "q", "yes": "a", "no": "a "}, columns=columns) == ["yes and no are the same"]
+    assert problems({"ask": "q", "yes": "a", "no": 3}, columns=columns) == [
+        "no is a number, not a text, a turn or a list of turns"
+    ]
 
 
 Ranked = list[tuple[str, str, str | None, float | None]]
@@ -219,3 +221,10 @@ def test_distinct_scores_give_every_pair_the_higher_one_first(scores: list[float
     told = [(p.chosen[0]["content"], p.rejected[0]["content"]) for p in found]
     assert len(set(told)) == len(told) == len(scores) * (len(scores) - 1) // 2
     assert all(answers[better] > answers[worse] for better, worse in told)
+
+
+def test_equal_answers_are_left_to_the_stage() -> None:
+    """Real sets have ties (UltraFeedback); the stage that compares their tokens drops and counts them."""
+    found = read(PLAIN | {"rejected": PLAIN["chosen"]}) + read({"chosen": [ASK, GOOD], "rejected": [ASK, GOOD]})
+    assert [one.chosen for one in found] == [one.rejected for one in found]
+    assert all(one.prompt and one.chosen for one in found)
