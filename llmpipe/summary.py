@@ -16,6 +16,7 @@ LABELS = {
     "well_formed_share": "tells a whole story",
     "happy_share": "ends happily",
     "bits_per_byte": "bits per byte, held-out text",
+    "held_out_accuracy": "prefers the better answer, held-out pairs",
     "perplexity": "perplexity, held-out text",
     "nats_per_character": "nats per character",
     "bytes_per_token": "bytes per token",

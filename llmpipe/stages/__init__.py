@@ -38,6 +38,9 @@ STAGES = {
         "--data texts/*.txt --model 10M",
     ),
     "sft": Stage("llmpipe.stages.sft", "Teach a model to answer, from examples of conversations", "--data chat.jsonl"),
+    "reward": Stage(
+        "llmpipe.stages.reward", "Learn to score answers, from pairs of which one was preferred", "--data pairs.jsonl"
+    ),
     "rlhf-ppo": Stage(
         "llmpipe.stages.rlhf_ppo",
         "Teach a model to give answers that score high (PPO)",
