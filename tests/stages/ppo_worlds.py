@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from llmpipe.data.preferences import Prompt
@@ -114,3 +114,43 @@ def world(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+PROMPTS = [[2, 3], [4, 2, 3, 3], [5], [3, 2, 4]]
+
+
+class Watch(TrainerCallback):
+    """Keeps the gradients before each step, and counts the steps of each rollout."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.gradients: list[dict[str, Tensor]] = []
+        self.steps: list[int] = []
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        named = self.trainer.model.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.steps.append(self.trainer.rollouts)
+
+
+def made(folder: Path, *, arguments: dict[str, Any] | None = None, **settings: Any) -> tuple[PPOTrainer, Watch]:
+    rollout = {"samples": 16, "max_new_tokens": 6, **settings.pop("rollout", {})}
+    options = {"rollouts": 3, "value_warmup_rollouts": 0, **settings}
+    policy = options.pop("policy", None) or llama(7, context=16)
+    reward = options.pop("reward", lambda ids: sum(ids) / 20)
+    watch = Watch()
+    arguments = {"max_grad_norm": 0.0, **(arguments or {})}
+    trainer = world(folder, policy, reward, prompts=PROMPTS, rollout=rollout, arguments=arguments, **options)
+    watch.trainer = trainer
+    trainer.add_callback(watch)
+    return trainer, watch
+
+
+def weights(trainer: PPOTrainer, part: str = "") -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items() if name.startswith(part)}
+
+
+def equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
