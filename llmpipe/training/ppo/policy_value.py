@@ -155,7 +155,8 @@ class PolicyValue(nn.Module):
             logits = self.policy.get_output_embeddings()(hidden[chosen])
         else:
             logits = self.policy(input_ids=sequences.ids, use_cache=False).logits[chosen]
-        return torch.distributions.Categorical(logits=logits.float() / self.temperature).entropy()
+        logits = logits.float() / self.temperature
+        return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()  # validation needs a row
 
     @property
     def is_gradient_checkpointing(self) -> bool:
