@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from llmpipe import lora as adapter_options
 from llmpipe.context import Context, Result
 from llmpipe.settings import (
     TRAINER_RESERVED,
@@ -93,14 +94,14 @@ class Settings(TrainingSettings):
     """What `kind: rlhf-ppo` understands."""
 
     kind: Literal["rlhf-ppo"] = Field("rlhf-ppo", description="which stage this is")
-    model: Annotated[FolderSource | None, Accepts(("causal-lm", "adapter"))] = Field(
+    model: Annotated[FolderSource | None, Accepts(("causal-lm", "adapter"), same_as="reward")] = Field(
         None, description="the policy to begin from; the model that the reward model began from when left out"
     )
     reward: Annotated[RewardSources | None, Accepts(("reward-model",))] = Field(
         None, description="reward models and functions {function: FILE.py:NAME}; several are added by weight"
     )
-    data: Annotated[DataSources | None, Accepts(("dataset",))] = Field(
-        None, description="prompts; of conversations and preference pairs, what was asked"
+    data: Annotated[DataSources | None, Accepts(("dataset",), same_as="reward")] = Field(
+        None, description="prompts; of conversations and pairs, what was asked; the reward model's when left out"
     )
     chat: bool = Field(True, description="put prompts through the chat template, where the model has one")
     rollouts: int = Field(50, gt=0, description="how often answers are sampled and learned from")
@@ -134,7 +135,7 @@ class Settings(TrainingSettings):
     length_penalty: LengthPenalty | None = Field(None, description="takes reward from long answers")
     evaluate_every: int | None = Field(None, gt=0, description="rollouts between evaluations; a fifth when left out")
     evaluate_prompts: int = Field(64, gt=0, description="most held-out prompts to answer at an evaluation")
-    lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", {})] = Field(
+    lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
         None, description="train adapters; policy, value and reference then share one base"
     )
     trainer: Annotated[dict[str, Any], Passthrough("transformers.TrainingArguments", RESERVED)] = Field(
@@ -149,6 +150,10 @@ class Settings(TrainingSettings):
             raise ValueError(f"rollout.samples ({self.rollout.samples}) is not a multiple of minibatches")
         if self.rollout.engine == "vllm" and self.lora is None:
             raise ValueError("rollout.engine: vllm needs lora:, for an adapter is what is sent to the server")
+        if self.lora is not None and (
+            problem := adapter_options.ppo_problem(self.lora, self.value_model, self.trainer)
+        ):
+            raise ValueError(problem)
         if self.length_penalty and self.length_penalty.begin >= self.rollout.max_new_tokens:
             raise ValueError("length_penalty.begin is not below rollout.max_new_tokens")
         return self
@@ -181,7 +186,9 @@ def run(settings: Settings, ctx: Context) -> Result:
         f"{settings.kl.coefficient} of reward."
     )
     fitted = flow.fit(trainer, ctx, settings)
-    metrics: dict[str, Any] = {key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted}
+    metrics: dict[str, Any] = {
+        key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted
+    }
     before, after = trainer.measures[0], trainer.kept(fitted.get("held_out_loss"))
     changed = ("reward", "length", "ended_share", "unique_share")
     metrics |= {f"{key}_before": before[key] for key in changed} | {key: after[key] for key in changed}

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from llmpipe.artifact import read_json, write_json
@@ -34,12 +35,16 @@ class Resumable:
     options: Any
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write the weights of policy and value."""
+        """Write the weights of policy and value; of adapters, these alone."""
         del state_dict  # of a model that safetensors could not write: its tied weights are one tensor
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            save_model(self.model, str(folder / "model.safetensors"))
+            if isinstance(self.model.policy, PeftModel):  # the base is not trained, and lies where it came from
+                trained = {name: weight.detach().contiguous().cpu() for name, weight in self.model.trained().items()}
+                save_file(trained, folder / "model.safetensors")
+            else:
+                save_model(self.model, str(folder / "model.safetensors"))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save as Trainer does, then the rollout at hand."""
@@ -69,7 +74,10 @@ class Resumable:
         """
         del model
         folder = Path(resume_from_checkpoint)
-        load_model(self.model, str(folder / "model.safetensors"), strict=True)
+        is_whole = not isinstance(self.model.policy, PeftModel)
+        missing, _ = load_model(self.model, str(folder / "model.safetensors"), strict=is_whole)
+        if not is_whole and (lost := set(missing) & self.model.trained().keys()):
+            raise StageError(f"the checkpoint has no {min(lost)}", hint="--force begins the stage again")
         found = read_json(folder / f"{self._name()}.json")
         if found is None:
             saved = len(list(folder.glob("ppo-*.json")))

@@ -19,6 +19,7 @@ from llmpipe.training.ppo import core
 from llmpipe.training.ppo.policy_value import PolicyValue, Reference, Sequences, joined
 from llmpipe.training.ppo.rollout import Answer, Sampler
 from llmpipe.training.ppo.scoring import Asked, Rewards
+from llmpipe.training.ppo.shared import AdapterReference
 
 ENTROPY_TOKENS = 512  # of a rollout and process; enough for two figures
 
@@ -96,7 +97,7 @@ class Collector:
     """Makes experience with the policy as it is."""
 
     model: PolicyValue
-    reference: Reference
+    reference: Reference | AdapterReference
     sampler: Sampler
     rewards: Rewards
     penalties: Penalties

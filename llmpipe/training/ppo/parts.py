@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -34,6 +36,7 @@ from llmpipe.training.ppo.policy_value import (
 )
 from llmpipe.training.ppo.rollout import Generate
 from llmpipe.training.ppo.scoring import Asked, FunctionScorer, ModelScorer, Rewards, Scorer, model_scorer
+from llmpipe.training.ppo.shared import AdapterReference, ValueAdapter
 from llmpipe.training.ppo.trainer import Options
 
 if TYPE_CHECKING:
@@ -152,8 +155,8 @@ def collector(
     device: torch.device,
 ) -> Collector:
     """Put together what makes experience: the networks, the reference, the sampler, the rewards."""
-    reference = Reference(policy)
-    value = zero_head(policy.config.hidden_size) if settings.value_model == "head" else value_network(policy, made)
+    reference = AdapterReference(policy) if isinstance(policy, PeftModel) else Reference(policy)
+    value = value_of(settings, policy, made)
     for model in (policy, value, reference.model, *(one.model.model for one in made if isinstance(one, ModelScorer))):
         model.to(device)
     length = settings.length_penalty
@@ -179,7 +182,8 @@ def collector(
 
 def options(settings: Settings, made: Sequence[Scorer], *, learning_rate: float) -> Options:
     """Return the numbers of the algorithm, with the defaults that depend on others."""
-    from_reward = settings.value_model == "separate" and value_source(made) is not None
+    has_network = settings.value_model == "separate" and settings.lora is None
+    from_reward = has_network and value_source(made) is not None
     warmup = settings.value_warmup_rollouts
     return Options(
         samples=settings.rollout.samples,
@@ -226,6 +230,16 @@ def value_source(made: Sequence[Scorer]) -> ModelScorer | None:
     """Return the reward model that a value network can begin from: the only one, and of the policy's tokens."""
     only = made[0] if len(made) == 1 else None
     return only if isinstance(only, ModelScorer) and only.same_tokens else None
+
+
+def value_of(
+    settings: Settings, policy: PreTrainedModel, made: Sequence[Scorer]
+) -> ValueNetwork | ValueAdapter | nn.Linear:
+    """Make what gives the values, as `value_model` and `lora` say."""
+    head = zero_head(policy.config.hidden_size)
+    if settings.value_model == "head":
+        return head
+    return value_network(policy, made) if settings.lora is None else ValueAdapter(policy, head)
 
 
 def value_network(policy: PreTrainedModel, made: Sequence[Scorer]) -> ValueNetwork:

@@ -7,7 +7,6 @@ positions from the left, so that they need neither a mask nor position ids, and 
 
 from __future__ import annotations
 
-import hashlib
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -15,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from llmpipe.training.ppo.shared import VALUE, ValueAdapter, fingerprint, names_of
 
 PROBE_TOKENS = 8
 
@@ -107,15 +108,19 @@ def rescale(head: nn.Linear, *, mean: float, deviation: float) -> None:
 
 
 class PolicyValue(nn.Module):
-    """A policy, and either a value network of its own or a value head on the policy's last hidden state.
+    """A policy, and a value network of its own, an adapter beside the policy's, or a head on its last hidden state.
 
     Log-probabilities are taken at the sampling temperature. Only the positions that predict an answer's token are
     projected onto the vocabulary.
     """
 
-    def __init__(self, policy: PreTrainedModel, value: ValueNetwork | nn.Linear, *, temperature: float) -> None:
+    def __init__(
+        self, policy: PreTrainedModel, value: ValueNetwork | ValueAdapter | nn.Linear, *, temperature: float
+    ) -> None:
         super().__init__()
         self.policy, self.value = policy, value
+        adapter = names_of(policy, VALUE) if isinstance(value, ValueAdapter) else frozenset()
+        self.value_adapter = frozenset(f"policy.{name}" for name in adapter)
         self.temperature = temperature
         self.config = policy.config
         self.projects_alone = _projects_alone(policy)
@@ -157,6 +162,14 @@ class PolicyValue(nn.Module):
             logits = self.policy(input_ids=sequences.ids, use_cache=False).logits[chosen]
         logits = logits.float() / self.temperature
         return torch.distributions.Categorical(logits=logits, validate_args=False).entropy()  # validation needs a row
+
+    def part_of(self, name: str) -> str:
+        """Say whether a parameter is the `policy`'s or the `value`'s; an adapter of the value lies in the policy."""
+        return "value" if name.startswith("value.") or name in self.value_adapter else "policy"
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return what the optimizer changes, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -207,8 +220,4 @@ class Reference:
 
 def fingerprint_of(model: nn.Module) -> str:
     """Return the sha256 of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return fingerprint(model.state_dict().items())

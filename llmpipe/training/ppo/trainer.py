@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
@@ -22,7 +22,7 @@ from llmpipe.training.ppo import core, diagnosis, experience
 from llmpipe.training.ppo.checkpoint import Resumable
 from llmpipe.training.ppo.experience import Collector, Experience, MicroBatch
 from llmpipe.training.ppo.held_out import HeldOut
-from llmpipe.training.ppo.policy_value import PolicyValue, ValueNetwork, rescale
+from llmpipe.training.ppo.policy_value import PolicyValue, rescale
 from llmpipe.training.ppo.prompts import PromptStream
 from llmpipe.training.ppo.scoring import Asked
 
@@ -107,7 +107,7 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
             for name, parameter in module.named_parameters():
                 if parameter.requires_grad:
                     plain = name.removeprefix("module.")
-                    part = plain.partition(".")[0]
+                    part = self.model.part_of(plain)
                     decays = name in decaying and plain not in VALUE_HEADS
                     groups.setdefault((part, decays), []).append(parameter)
             listed = [
@@ -123,7 +123,7 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
         del model
         norms = {}
         for part in ("policy", "value"):
-            parameters = [p for p in getattr(self.model, part).parameters() if p.requires_grad]
+            parameters = [p for name, p in self.model.trained().items() if self.model.part_of(name) == part]
             norms[part] = self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
         self.metrics["value_grad_norm"] = float(norms["value"])
         return norms["policy"] + 0 * norms["value"]  # not finite where either is not
@@ -230,12 +230,21 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
         self._show("learning")
 
     def _settle(self, scored: experience.Scored) -> None:
-        """Take the scale of rewards from the first answers, and bring a value network that gives scores to it."""
-        rewards = self.collector.rewards
+        """Take the scale of rewards from the first answers, and have the values begin at what rewards are.
+
+        A value network that gives a reward model's scores is brought to their scale. Any other begins at the mean:
+        from 0, a mean reward of -2 would make every end look bad until the values had come down, token by token, and
+        the policy would first unlearn to end (seen: 300-token stories grew to the limit, and stayed there).
+        """
+        rewards, value = self.collector.rewards, self.model.value
         rewards.measure(scored.components)
         assert rewards.shift is not None and rewards.scale is not None
-        if self.options.rescale_value and isinstance(self.model.value, ValueNetwork):
-            rescale(self.model.value.head, mean=rewards.shift[0], deviation=rewards.scale[0])
+        head = value if isinstance(value, nn.Linear) else value.head
+        if self.options.rescale_value:
+            rescale(head, mean=rewards.shift[0], deviation=rewards.scale[0])
+        else:
+            worth = self.collector.rewards_of(scored)
+            nn.init.constant_(head.bias, core.moments(worth[worth.isfinite()])[1])
 
     def _show(self, doing: str) -> None:
         shown = {key: self.metrics[key] for key in SHOWN if key in self.metrics}

@@ -1,0 +1,51 @@
+"""The options of `lora:`: which of peft.LoraConfig's are not the user's to set, and why. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEFAULTS = {"target_modules": "all-linear"}
+"""Ours, where an adapter begins afresh; an adapter that is trained further keeps its own."""
+
+_BASE = "an adapter is trained here, and the model under it stays as it is"
+_BEGINNING = "an adapter begins as nothing, so that the model with its adapters off is the reference"
+_OTHER_LAYERS = "the adapter has to merge into plain weights, for a later stage"
+
+RESERVED = {
+    "task_type": "it is a language model's adapter",
+    "peft_type": "it is LoRA",
+    "peft_version": "PEFT writes it",
+    "auto_mapping": "PEFT writes it",
+    "inference_mode": "the adapter is trained",
+    "base_model_name_or_path": "set `model:` of the stage",
+    "revision": "set `revision:` of the model's source",
+    "runtime_config": "it is not part of an adapter",
+    "bias": _BASE,
+    "modules_to_save": _BASE,
+    "trainable_token_indices": _BASE,
+    "target_parameters": _OTHER_LAYERS,
+    "layer_replication": _OTHER_LAYERS,
+    "alora_invocation_tokens": _OTHER_LAYERS,
+    "arrow_config": _OTHER_LAYERS,
+    "megatron_config": _OTHER_LAYERS,
+    "megatron_core": _OTHER_LAYERS,
+    "init_lora_weights": _BEGINNING,
+    "loftq_config": _BEGINNING,
+    "eva_config": _BEGINNING,
+    "corda_config": _BEGINNING,
+    "lora_ga_config": _BEGINNING,
+}
+"""Options of peft.LoraConfig that are reserved, with the reason or with what to do instead."""
+
+
+def ppo_problem(lora: dict[str, Any], value_model: str, trainer: dict[str, Any]) -> str | None:
+    """Say why PPO cannot train with these options, or None."""
+    if lora.get("lora_dropout"):
+        return "lora.lora_dropout makes the probabilities before and after a step differ; leave it out"
+    if value_model == "separate" and trainer.get("gradient_checkpointing"):
+        # peft 0.21 recomputes an activation with the adapter that is active then: the value's, in the policy's layers
+        return (
+            "trainer.gradient_checkpointing with lora: gives wrong gradients, for policy and value are adapters on one "
+            "base; leave it out, or set value_model: head"
+        )
+    return None
