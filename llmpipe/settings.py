@@ -33,10 +33,13 @@ class Accepts:
     """Field metadata: the artifacts that a stage reference in this field may have.
 
     `fill`: an omitted field is filled with the earlier stage that fits, when there is exactly one.
+    `same_as`: another field; where it holds exactly one stage, an omitted field is what that stage reads in the field
+    of the same name.
     """
 
     artifacts: tuple[Artifact, ...]
     fill: bool = True
+    same_as: str | None = None
 
     @property
     def is_folder(self) -> bool:
