@@ -55,14 +55,17 @@ def encode(
     `end` is put where the template writes no end token. Where the template rewrites the prompt once an answer stands
     after it, the text with the answer is kept as it is.
     """
+    if not preferences:
+        return []
     written = [_chat_texts(one, tokenizer) if chat else _plain_texts(one) for one in preferences]
-    cut = iter(tokenizer([text for texts in written for text in texts], add_special_tokens=False)["input_ids"])
+    plain = {"add_special_tokens": False, "verbose": False}  # it would warn of every text that is to be dropped
+    cut = iter(tokenizer([text for texts in written for text in texts], **plain)["input_ids"])
     opening = [] if chat or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     pairs = []
     for one, texts, (prompt, *answers) in zip(preferences, written, zip(cut, cut, cut, strict=True), strict=True):
         joined = all(ids[: len(prompt)] == prompt for ids in answers)
         if not joined and all(text.startswith(texts[0]) for text in texts):
-            tails = tokenizer([text[len(texts[0]) :] for text in texts[1:]], add_special_tokens=False)["input_ids"]
+            tails = tokenizer([text[len(texts[0]) :] for text in texts[1:]], **plain)["input_ids"]
             answers = [prompt + tail for tail in tails]
         chosen, rejected = (opening + ids + [end] * (ids[-1:] != [end]) for ids in answers)
         head = heads.index(one.criterion or ONE_CRITERION) if len(heads) > 1 else 0

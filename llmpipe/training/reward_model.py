@@ -112,7 +112,8 @@ def end_token_of(tokenizer: Tokenizer, *, chat: bool) -> int:
     Raises:
         StageError: there is none, so that a finished answer would look like one that was cut off.
     """
-    if chat:
+    writes_its_own = "eos_token" not in str(tokenizer.chat_template)
+    if chat and (writes_its_own or tokenizer.eos_token_id is not None):
         written = render(Conversation([said("user", "a"), said("assistant", "b")]), tokenizer, 2).rstrip()
         last = tokenizer(written, add_special_tokens=False)["input_ids"][-1]
         if last in tokenizer.added_tokens_decoder:
