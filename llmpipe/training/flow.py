@@ -262,7 +262,7 @@ def _is_over(trainer: Any, checkpoint: Path, flow: Flow) -> bool:
 
 def _restore(trainer: Any, checkpoint: Path) -> None:
     """Put a checkpoint's weights and counts into a trainer that has nothing left to train."""
-    load_model(trainer.model, checkpoint / "model.safetensors", strict=False)  # tied weights are stored once
+    trainer._load_from_checkpoint(str(checkpoint))  # as train would: PPO's holds more than weights
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
