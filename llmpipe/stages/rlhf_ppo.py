@@ -169,16 +169,19 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import set_seed
 
     from llmpipe.artifact import write_json
-    from llmpipe.training import flow, models
-    from llmpipe.training.ppo import parts
+    from llmpipe.training import adapters, flow, models
+    from llmpipe.training.ppo import parts, shared
 
     assert settings.model is not None
     set_seed(ctx.seed)
-    policy, tokenizer = models.load(settings.model, ctx)
+    begun = None if settings.lora is None else adapters.begin(settings.model, settings.lora, ctx)
+    policy, tokenizer = (begun.model, begun.tokenizer) if begun else models.load(settings.model, ctx)
     models.mend_pad(policy, tokenizer, ctx)
     models.set_dropout(policy, 0.0, None)
     ends = parts.end_ids(policy, tokenizer, settings.rollout.stop)
     policy.generation_config.eos_token_id = list(ends)
+    if begun and settings.lora is not None:
+        policy = shared.attach(policy, settings.lora, begun.folder, value=settings.value_model == "separate")
     trainer, facts = prepare(settings, ctx, policy, tokenizer, ends)
     ctx.explain(
         f"PPO has the model answer {settings.rollout.samples} prompts at a time, {settings.rollouts} times, scores the "
@@ -189,14 +192,18 @@ def run(settings: Settings, ctx: Context) -> Result:
     metrics: dict[str, Any] = {
         key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted
     }
-    before, after = trainer.measures[0], trainer.kept(fitted.get("held_out_loss"))
+    measured = len(trainer.measures) > 0  # else the first and the last rollout have to do
+    before = trainer.measures[0] if measured else trainer.history[0]
+    after = trainer.kept(fitted["held_out_loss"]) if measured else trainer.history[-1]
     changed = ("reward", "length", "ended_share", "unique_share")
     metrics |= {f"{key}_before": before[key] for key in changed} | {key: after[key] for key in changed}
     metrics |= {"kl": after["kl"], "rollouts": trainer.rollouts, "answers": trainer.rollouts * settings.rollout.samples}
     if ctx.rank == 0:
-        write_json(ctx.dir / "samples.json", {"samples": side_by_side(before, after)})
+        if measured:
+            write_json(ctx.dir / "samples.json", {"samples": side_by_side(before, after)})
         models.save(trainer.model.policy, tokenizer, ctx.output("causal-lm"))
-    return Result(outputs=["model", "samples.json"], metrics=metrics | facts, gates=gates(trainer, ends))
+    outputs = ["model", "samples.json"] if measured else ["model"]
+    return Result(outputs=outputs, metrics=metrics | facts, gates=gates(trainer, ends))
 
 
 def prepare(
