@@ -9,6 +9,7 @@ docs/ppo.md explains every number it prints.
 
 from __future__ import annotations
 
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -134,7 +135,9 @@ class Settings(TrainingSettings):
     missing_end_penalty: float = Field(1.0, ge=0, description="reward units that an answer without an end loses")
     length_penalty: LengthPenalty | None = Field(None, description="takes reward from long answers")
     evaluate_every: int | None = Field(None, gt=0, description="rollouts between evaluations; a fifth when left out")
-    evaluate_prompts: int = Field(64, gt=0, description="most held-out prompts to answer at an evaluation")
+    evaluate_answers: int = Field(
+        64, gt=0, description="answers to held-out prompts at an evaluation, several to each where they are few"
+    )
     lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
         None, description="train adapters; policy, value and reference then share one base"
     )
@@ -174,13 +177,13 @@ def run(settings: Settings, ctx: Context) -> Result:
 
     assert settings.model is not None
     set_seed(ctx.seed)
-    begun = None if settings.lora is None else adapters.begin(settings.model, settings.lora, ctx)
-    policy, tokenizer = (begun.model, begun.tokenizer) if begun else models.load(settings.model, ctx)
+    begun = adapters.begin(settings.model, settings.lora, ctx)
+    policy, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(policy, tokenizer, ctx)
     models.set_dropout(policy, 0.0, None)
     ends = parts.end_ids(policy, tokenizer, settings.rollout.stop)
     policy.generation_config.eos_token_id = list(ends)
-    if begun and settings.lora is not None:
+    if settings.lora is not None:
         policy = shared.attach(policy, settings.lora, begun.folder, value=settings.value_model == "separate")
     trainer, facts = prepare(settings, ctx, policy, tokenizer, ends)
     ctx.explain(
@@ -201,8 +204,8 @@ def run(settings: Settings, ctx: Context) -> Result:
     if ctx.rank == 0:
         if measured:
             write_json(ctx.dir / "samples.json", {"samples": side_by_side(before, after)})
-        models.save(trainer.model.policy, tokenizer, ctx.output("causal-lm"))
-    outputs = ["model", "samples.json"] if measured else ["model"]
+        adapters.save_policy(policy, begun, ctx.output(produces(settings)))
+    outputs = [ctx.output(produces(settings)).name, *(["samples.json"] if measured else [])]
     return Result(outputs=outputs, metrics=metrics | facts, gates=gates(trainer, ends))
 
 
@@ -227,7 +230,7 @@ def prepare(
     prompts, held_out, dropped = parts.read_asked(
         settings.data, ctx, tokenizer, chat=chat, room=room, held_out_share=settings.held_out.share
     )
-    held_out = held_out[: settings.evaluate_prompts]
+    held_out = list(islice(cycle(held_out), settings.evaluate_answers))
     longest = max(len(one.ids) for one in [*prompts, *held_out]) + settings.rollout.max_new_tokens
     scorers = parts.scorers(
         settings.reward, ctx, tokenizer, chat=chat, normalize=settings.normalize_reward, longest=longest
@@ -255,7 +258,11 @@ def prepare(
         progress=ctx.progress,
         args=args,
     )
-    return trainer, {"prompts": len(prompts), "held_out_prompts": len(held_out), "too_long_prompts": dropped}
+    return trainer, {
+        "prompts": len(prompts),
+        "held_out_prompts": len({one.shown for one in held_out}),
+        "too_long_prompts": dropped,
+    }
 
 
 def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
@@ -275,6 +282,7 @@ def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str
 def gates(trainer: PPOTrainer, ends: tuple[int, ...]) -> list[Gate]:
     """Check what would make the model useless to the next stage, or its figures untrue."""
     from llmpipe.artifact import Gate
+    from llmpipe.training import adapters
 
     policy = trainer.model.policy
     return [
@@ -286,4 +294,5 @@ def gates(trainer: PPOTrainer, ends: tuple[int, ...]) -> list[Gate]:
         Gate(
             name="pad-is-not-end", passed=policy.config.pad_token_id not in ends, why="padding would stop every answer"
         ),
+        *adapters.gates(policy),
     ]

@@ -7,6 +7,7 @@ positions from the left, so that they need neither a mask nor position ids, and 
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from llmpipe.training.ppo.shared import VALUE, ValueAdapter, fingerprint, names_of
 
 PROBE_TOKENS = 8
+LEAST_ROWS = 8  # answers that an entropy is taken of: the tokens of one are alike
 
 
 @dataclass(frozen=True)
@@ -144,16 +146,24 @@ class PolicyValue(nn.Module):
             logits = found.logits[predicting].float() / self.temperature
             return -F.cross_entropy(logits, tokens, reduction="none"), found.hidden_states[-1][predicting]
         hidden = backbone_of(model)(input_ids=sequences.ids, use_cache=False).last_hidden_state[predicting]
-        logits = model.get_output_embeddings()(hidden).float() / self.temperature
-        return -F.cross_entropy(logits, tokens, reduction="none"), hidden
+        head = model.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None and len(tokens):
+            # a tenth faster than the next lines at 33k tokens; torch 2.13's chunked `options=` are 20 times slower here
+            losses = F.linear_cross_entropy(hidden / self.temperature, head.weight, tokens, reduction="none")
+        else:
+            losses = F.cross_entropy(head(hidden).float() / self.temperature, tokens, reduction="none")
+        return -losses.float(), hidden
 
     @torch.no_grad()
     def entropy(self, sequences: Sequences, *, most_tokens: int) -> Tensor:
         """Return the policy's entropy in nats before some of the answers' tokens, evenly chosen, (tokens,)."""
-        predicting = sequences.predicting()
-        places = torch.nonzero(predicting)
+        count = len(sequences.lengths)
+        enough = math.ceil(most_tokens * count / max(1, int(sequences.lengths.sum())))
+        step = max(1, count // max(LEAST_ROWS, enough))
+        sequences = sequences.rows(torch.arange(0, count, step, device=sequences.ids.device))
+        places = torch.nonzero(sequences.predicting())
         places = places[:: max(1, len(places) // most_tokens)][:most_tokens]
-        chosen = torch.zeros_like(predicting)
+        chosen = torch.zeros_like(sequences.ids, dtype=torch.bool)
         chosen[places[:, 0], places[:, 1]] = True
         if self.projects_alone:
             hidden = backbone_of(self.policy)(input_ids=sequences.ids, use_cache=False).last_hidden_state
