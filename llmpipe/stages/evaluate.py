@@ -28,7 +28,7 @@ class Settings(StageSettings):
     """What `kind: eval` understands."""
 
     kind: Literal["eval"] = Field("eval", description="which stage this is")
-    models: Annotated[FolderSources | None, Accepts(("causal-lm",))] = Field(
+    models: Annotated[FolderSources | None, Accepts(("causal-lm", "adapter"))] = Field(
         None, description="models to compare, in order"
     )
     data: Annotated[DataSources | None, Accepts(("dataset", "causal-lm"), fill=False)] = Field(

@@ -58,7 +58,9 @@ class Settings(SupervisedSettings):
     """What `kind: sft` understands."""
 
     kind: Literal["sft"] = Field("sft", description="which stage this is")
-    model: Annotated[FolderSource | None, Accepts(("causal-lm",))] = Field(None, description="the model to teach")
+    model: Annotated[FolderSource | None, Accepts(("causal-lm", "adapter"))] = Field(
+        None, description="the model to teach"
+    )
     data: Annotated[DataSources | None, Accepts(("dataset",))] = Field(None, description="conversations to learn from")
     chat_template: str | None = Field(None, description="Jinja text, instead of the model's own template")
     context: Count | None = Field(None, description="most tokens in a row; the model's own limit when left out")

@@ -83,10 +83,15 @@ def build(arch: str, config: dict[str, Any], *, tokenizer: Tokenizer, context: i
 
 
 def load(source: AnySource, ctx: Context) -> tuple[PreTrainedModel, Tokenizer]:
-    """Load a causal model in fp32 with its tokenizer, from a stage, a folder or the hub.
+    """Load a causal model in fp32 with its tokenizer, from a stage, a folder or the hub; an adapter is merged.
 
     Only safetensors weights are read and code of a model's repository is never run.
     """
+    from llmpipe.training import adapters  # which loads the model under an adapter with this function
+
+    if adapter := adapters.find(source, ctx):
+        model, tokenizer = adapters.load_base(adapter, source, ctx)
+        return adapters.merge(model, adapter.folder), tokenizer
     folder = ctx.folder_of(source)
     revision = revision_of(source, ctx, kind="model") if isinstance(source, HubSource) else None
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": revision is None}
@@ -130,12 +135,27 @@ def mend_pad(model: PreTrainedModel, tokenizer: Tokenizer, ctx: Context) -> None
             tokenizer.pad_token = spare[0]
         else:
             tokenizer.add_special_tokens({"pad_token": PAD_NAMES[0]})
-            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-                model.resize_token_embeddings(len(tokenizer))
+            grow(model, len(tokenizer))
         ctx.say(f"pad token {was}; it is now {tokenizer.pad_token} (id {tokenizer.pad_token_id})")
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+@torch.no_grad()
+def grow(model: PreTrainedModel, size: int) -> None:
+    """Give a model's vocabulary at least `size` rows; a new one is the mean of the others.
+
+    Not drawn around the mean, as transformers does: an adapter's base has to grow in the same way every time.
+    """
+    old = model.get_input_embeddings().num_embeddings
+    if size <= old:
+        return
+    model.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight[old:] = layer.weight[:old].mean(0)
+        if getattr(layer, "bias", None) is not None:
+            layer.bias[old:] = layer.bias[:old].mean()
 
 
 def set_dropout(model: PreTrainedModel, share: float, ctx: Context | None) -> None:

@@ -34,7 +34,9 @@ def run_recipe(folder: Path, text: str) -> Path:
     """Write a recipe and run it in this process; returns the run directory."""
     recipe = folder / "tiny.yaml"
     recipe.write_text(text, encoding="utf-8")
-    pipeline.run_recipe(str(recipe), folder / "run", pipeline.Request(options=runner.Options(in_process=True)))
+    pipeline.run_recipe(
+        str(recipe), folder / "run", pipeline.Request(options=runner.Options(in_process=True, allow_code=True))
+    )
     return folder / "run"
 
 
