@@ -1,4 +1,4 @@
-"""The quickstart against its promises: time, peak memory, and stories about pairs that fine-tuning never saw.
+"""The quickstart against its promises: time, peak memory, stories about pairs that fine-tuning never saw, happy ends.
 
     python benchmarks/quickstart.py                    run it in a temporary folder and check
     python benchmarks/quickstart.py --check RUN.json   check what `llmpipe quickstart --json` printed
@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-SECONDS, PEAK_MB, FOLLOWS = 180, 2048, 0.95
+SECONDS, RLHF_SECONDS, PEAK_MB = 300, 75, 2048
+FOLLOWS, FOLLOWS_AFTER_RLHF, HAPPY, PREFERS = 0.95, 0.90, 0.95, 0.95
 
 
 def run() -> tuple[dict, float, float]:
@@ -54,20 +55,26 @@ def watch_memory(process: subprocess.Popen) -> float:
 def broken_promises(report: dict) -> list[str]:
     """Compare the stages' metrics with what the README promises."""
     metrics = {step["name"]: step["metrics"] for step in report["steps"]}
-    seconds = sum(step["seconds"] for step in report["steps"])
-    before, after = (metrics["scores"][f"{model}.follows_share"] for model in ("base", "chat"))
-    base = metrics["base"]
-    print(
-        f"stages {seconds:.1f} s; bits per byte {base['bits_per_byte_before']:.2f} -> {base['bits_per_byte']:.3f}; ",
-        end="",
-    )
-    print(f"stories with both items, unseen pairs: {before:.1%} -> {after:.1%}")
-    problems = (
-        [] if after >= FOLLOWS else [f"{after:.1%} of the stories follow the request, {FOLLOWS:.0%} are promised"]
-    )
-    problems += [] if seconds <= SECONDS else [f"the stages took {seconds:.0f} s, {SECONDS} s are promised"]
-    problems += [] if after > before else ["fine-tuning did not help"]
-    return problems
+    took = {step["name"]: step["seconds"] for step in report["steps"]}
+    scores, base, judge, ppo = (metrics[name] for name in ("scores", "base", "judge", "ppo"))
+    seconds, rlhf = sum(took.values()), took["judge"] + took["ppo"]
+    follows = {model: scores[f"{model}.follows_share"] for model in ("base", "chat", "ppo")}
+    happy = {model: scores[f"{model}.happy_share"] for model in ("chat", "ppo")}
+    print(f"stages {seconds:.1f} s, of these reward {took['judge']:.1f} s and rlhf-ppo {took['ppo']:.1f} s")
+    print(f"bits per byte {base['bits_per_byte_before']:.2f} -> {base['bits_per_byte']:.3f}")
+    print("stories with both items, unseen pairs: " + " -> ".join(f"{share:.1%}" for share in follows.values()))
+    print(f"the judge prefers the better story in {judge['held_out_accuracy']:.1%} of held-out pairs")
+    print(f"happy endings {happy['chat']:.1%} -> {happy['ppo']:.1%} at a KL of {ppo['kl']:.2f} nats per story")
+    kept = [
+        (follows["chat"] >= FOLLOWS, f"{FOLLOWS:.0%} of the stories follow the request"),
+        (follows["chat"] > follows["base"], "fine-tuning helps"),
+        (judge["held_out_accuracy"] >= PREFERS, f"the judge prefers the better story in {PREFERS:.0%} of the pairs"),
+        (happy["ppo"] >= HAPPY, f"{HAPPY:.0%} of the stories end happily after PPO"),
+        (follows["ppo"] >= FOLLOWS_AFTER_RLHF, f"{FOLLOWS_AFTER_RLHF:.0%} still follow the request after PPO"),
+        (seconds <= SECONDS, f"the stages take {SECONDS} s at most"),
+        (rlhf <= RLHF_SECONDS, f"reward and rlhf-ppo take {RLHF_SECONDS} s at most"),
+    ]
+    return [promise for kept_it, promise in kept if not kept_it]
 
 
 def main() -> None:
@@ -80,7 +87,7 @@ def main() -> None:
         report, wall, peak = run()
         problems = broken_promises(report)
         print(f"wall {wall:.1f} s, peak memory {peak:,.0f} MB")
-        problems += [] if peak <= PEAK_MB else [f"peak memory {peak:,.0f} MB, {PEAK_MB} MB are promised"]
+        problems += [] if peak <= PEAK_MB else [f"a peak of {PEAK_MB} MB at most"]
     for problem in problems:
         print(f"broken: {problem}")
     sys.exit(bool(problems))

@@ -28,6 +28,7 @@ from llmpipe.training.ppo.scoring import Asked
 
 LOSS_SUMS = ("policy_loss", "value_loss", "policy_kl", "clipped", "tokens")
 VALUE_HEADS = ("value.head.weight", "value.weight")  # of a network of its own, and on the policy
+KEPT_ROLLOUTS = 20  # what the diagnoses look back on, beside the first
 SHOWN = ("reward", "kl", "entropy", "length", "ended_share")
 
 
@@ -191,7 +192,8 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
             logs |= self.metrics
             logs |= {f"seconds_{phase}": round(took, 3) for phase, took in self.collector.seconds.items()}
             self.collector.seconds.clear()
-            self.history.append({key: value for key, value in logs.items() if isinstance(value, int | float)})
+            newest = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+            self.history = [*self.history[:1], *self.history[1:][-KEPT_ROLLOUTS:], newest]
             for line in diagnosis.lines(self.history):
                 self.say(line)
         super().log(logs, start_time)
