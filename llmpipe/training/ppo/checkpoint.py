@@ -93,8 +93,8 @@ class Resumable:
         self.stream = PromptStream(**found["stream"])
         self.price.beta = found["beta"]
         self.collector.rewards.shift, self.collector.rewards.scale = found["shift"], found["scale"]
-        tensors = load_file(folder / f"{self._name()}.safetensors", device=str(self.args.device))
-        self.experience = Experience.of(tensors)
+        tensors = load_file(folder / f"{self._name()}.safetensors")
+        self.experience = Experience.of({name: tensor.to(self.args.device) for name, tensor in tensors.items()})
 
     def _name(self) -> str:
         return f"ppo-{self.args.process_index}-of-{self.args.world_size}"
