@@ -16,7 +16,7 @@ LLMPIPE = str(Path(sys.executable).with_name("llmpipe"))
 # file -> its pairs, those that do not fit into 512 tokens, steps to train, whether the answers follow as plain text
 FILES = {
     "dpo_en_demo.json": (300, 278, 3, False),
-    "hh_rlhf_harmless_test.jsonl.gz": (2312, 1228, 12, True),
+    "hh_rlhf_harmless_test.jsonl.gz": (2312, 699, 8, True),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -92,6 +93,24 @@ def test_it_resumes_to_the_bit(stop_at, how, settings, tmp_path) -> None:
     assert same(tmp_path / "a" / "x" / "model", tmp_path / "b" / "x" / "model")
     assert {**whole.metrics, "tokens_per_s": 0} == {**resumed.metrics, "tokens_per_s": 0}
     assert resumed.metrics["steps"] == 8
+
+
+def test_rewards_are_centred(settings, tmp_path) -> None:
+    """The loss with the term is TRL's (see the trainer's tests); here, the setting reaches it."""
+    for name, center in (("a", 0.0), ("b", 5.0), ("c", 5.0)):
+        run_stage("reward", settings | {"center": center}, context_for(tmp_path / name))
+    assert not same(tmp_path / "a" / "x" / "model", tmp_path / "b" / "x" / "model")
+    assert same(tmp_path / "b" / "x" / "model", tmp_path / "c" / "x" / "model")
+
+
+def test_padding_that_is_the_end_gets_a_token_of_its_own(settings, tmp_path, tokenizer) -> None:
+    mixed = copy.deepcopy(tokenizer)
+    mixed.pad_token = mixed.eos_token
+    mixed.save_pretrained(tmp_path / "m")
+    ctx = context_for(tmp_path)
+    result = run_stage("reward", settings, ctx)
+    assert ctx.events[0]["text"].startswith("pad token was the end token; it is now ")
+    assert all(gate.passed for gate in result.gates)
 
 
 def test_pieces_of_a_batch_give_the_gradient_of_the_whole(settings, tmp_path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from llmpipe.errors import StageError
+from llmpipe.settings import TRAINER_RESERVED
+from llmpipe.stages.reward import RESERVED
 from llmpipe.training import reward_model
 from llmpipe.training.reward_trainer import LikeLengths, PreferenceTrainer, classifier
 from tests.stages.preferred import encoded, reward_of
@@ -99,3 +103,20 @@ def test_an_architecture_without_a_score_head_is_refused(make_model) -> None:
     assert str(caught.value) == (
         "mamba cannot become a reward model: transformers has no classifier with a score head for it"
     )
+
+
+def test_what_is_overridden_and_set_by_the_stage_is_still_there() -> None:
+    assert callable(RewardTrainer.create_model_card)
+    assert callable(Trainer._get_train_sampler)
+    source = inspect.getsource(RewardTrainer.__init__)
+    assert 'getattr(model.config, "num_labels", None) != 1' in source  # without it, labels need no hiding
+    fields = RewardConfig.__dataclass_fields__
+    assert {"max_length", "disable_dropout", "center_rewards_coefficient"} <= set(RESERVED) & set(fields)
+    assert set(RESERVED) - set(TRAINER_RESERVED) <= set(fields)
+
+
+def test_the_user_may_choose_another_order(ctx, make_model, tokenizer) -> None:
+    found = encoded(tokenizer)
+    args = config_of(ctx, train_sampling_strategy="sequential")
+    trainer = PreferenceTrainer(reward_of(make_model, tokenizer), args=args, pairs=found, held_out=(), margin=False)
+    assert list(trainer._get_train_sampler()) == list(range(len(found)))
