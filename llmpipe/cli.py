@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from llmpipe.errors import ExitCode, LlmpipeError, Problem, UsageError
-from llmpipe.stages import STAGES
-
-if TYPE_CHECKING:
-    from llmpipe.pipeline import Request
+from llmpipe import stage_commands
+from llmpipe.flags import (
+    AllowCode,
+    DryRun,
+    Explain,
+    Force,
+    InProcess,
+    Json,
+    Processes,
+    RunDir,
+    Set,
+    Verify,
+    guarded,
+    request_of,
+)
 
 app = typer.Typer(
     name="llmpipe",
@@ -24,64 +32,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RunDir = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; runs/NAME when left out.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
-InProcess = Annotated[bool, typer.Option("--in-process", help="Run stages in this process, for a debugger.")]
-Processes = Annotated[
-    int | None,
-    typer.Option("--processes", min=1, metavar="N", help="Processes for a stage (torchrun); one per GPU by default."),
-]
-Explain = Annotated[bool, typer.Option("--explain", help="Say in a sentence what each stage is for.")]
-Verify = Annotated[bool, typer.Option("--verify", help="Hash all input files again instead of trusting the cache.")]
-Force = Annotated[
-    list[str] | None, typer.Option("--force", metavar="STAGE", help="Run this stage even if nothing changed.")
-]
-Data = Annotated[list[str] | None, typer.Option("--data", help="File, glob, stage, hub:ID or storyworld.")]
-Model = Annotated[list[str] | None, typer.Option("--model", help="Stage, folder, hub:ID; for pretrain a size too.")]
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Show the errors that users can act on without a traceback, and exit with their code."""
-
-    @functools.wraps(command)
-    def shown(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except LlmpipeError as failure:
-            from llmpipe import console
-
-            if kwargs.get("json_output"):
-                console.as_json(console.error_json(failure))
-            console.error(failure)
-            raise typer.Exit(int(failure.code)) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
-
-    return shown
-
-
-def _request(
-    set_: list[str] | None,
-    *,
-    dry_run: bool,
-    in_process: bool,
-    processes: int | None,
-    explain: bool,
-    json_output: bool,
-    **more: Any,
-) -> Request:
-    """Gather the flags that running commands share."""
-    from llmpipe.pipeline import Request
-    from llmpipe.runner import Options
-    from llmpipe.summary import gpu_count
-
-    options = Options(in_process=in_process, processes=processes or max(1, gpu_count()), explain=explain)
-    if in_process and options.processes > 1:
-        raise UsageError(Problem("runs one process; leave out --processes", where="--in-process"))
-    return Request(overrides=set_ or [], options=options, dry_run=dry_run, json=json_output, **more)
 
 
 @app.command(rich_help_panel="Pipeline")
@@ -97,7 +47,7 @@ def quickstart(
     """Train a small story-teller from nothing, on this machine, in a few minutes."""
     from llmpipe.pipeline import run_recipe
 
-    request = _request(
+    request = request_of(
         set_, dry_run=dry_run, in_process=in_process, processes=1, explain=explain, json_output=json_output
     )
     run_recipe("quickstart", run, request)
@@ -131,6 +81,7 @@ def run(
     verify: Verify = False,
     in_process: InProcess = False,
     processes: Processes = None,
+    allow_code: AllowCode = False,
     json_output: Json = False,
 ) -> None:
     """Run a recipe: what is done is skipped, what was interrupted goes on, what changed runs again."""
@@ -138,13 +89,14 @@ def run(
     from llmpipe.plan import Selection
 
     selection = Selection(only=tuple(only or ()), first=from_, last=until, force=tuple(force or ()))
-    request = _request(
+    request = request_of(
         set_,
         dry_run=dry_run,
         in_process=in_process,
         processes=processes,
         explain=explain,
         json_output=json_output,
+        allow_code=allow_code,
         verify=verify,
         selection=selection,
     )
@@ -181,56 +133,7 @@ def status(
     show_status(run, as_json=json_output)
 
 
-def _stage_command(kind: str) -> Callable[..., None]:
-    """Make the command of a stage; it takes a recipe, or flags on a run directory."""
-
-    def stage(
-        recipe: Annotated[str | None, typer.Argument(help="Recipe whose stages of this kind to run.")] = None,
-        run: RunDir = None,
-        name: Annotated[str | None, typer.Option("--name", help="Name of the stage; its kind when left out.")] = None,
-        data: Data = None,
-        model: Model = None,
-        tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Stage, folder or hub:ID.")] = None,
-        set_: Set = None,
-        force: Annotated[bool, typer.Option("--force", help="Run even if nothing changed.")] = False,
-        explain: Explain = False,
-        dry_run: DryRun = False,
-        in_process: InProcess = False,
-        processes: Processes = None,
-        json_output: Json = False,
-    ) -> None:
-        from llmpipe.pipeline import run_flags, run_kind
-
-        request = _request(
-            set_, dry_run=dry_run, in_process=in_process, processes=processes, explain=explain, json_output=json_output
-        )
-        flags = {"data": data or [], "model": model or [], "tokenizer": [tokenizer] if tokenizer else []}
-        _one_way(kind, recipe, run, used=[f"--{flag}" for flag, values in flags.items() if values])
-        if recipe is not None:
-            run_kind(kind, recipe, run, request, only=name, force=force)
-        elif run is not None:
-            run_flags(kind, run, name or kind, flags, request, force=force)
-
-    stage.__doc__ = f"{STAGES[kind].help}."
-    return stage
-
-
-def _one_way(kind: str, recipe: str | None, run: Path | None, *, used: list[str]) -> None:
-    """Refuse a stage command that names neither a recipe nor a run directory, or mixes the two ways."""
-    if recipe is None and run is None:
-        raise UsageError(
-            f"llmpipe {kind} needs a recipe, or a run directory and flags",
-            hint=f"llmpipe {kind} --run runs/mine {STAGES[kind].example}",
-        )
-    if recipe is not None and used:
-        raise UsageError(
-            f"{used[0]} goes with --run; in a recipe, inputs are written down",
-            hint=f"llmpipe {kind} {recipe} --set {used[0][2:]}=...",
-        )
-
-
-for _kind in STAGES:
-    app.command(_kind, rich_help_panel="Stages")(guarded(_stage_command(_kind)))
+stage_commands.add_to(app)
 
 
 @app.command(rich_help_panel="Look")

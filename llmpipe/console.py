@@ -160,6 +160,8 @@ class Live:
     def __init__(self, name: str) -> None:
         self.name = name
         self.losses: list[float] = []
+        self.rewards: dict[int, float] = {}
+        self.known: dict[str, Any] = {}
         self.begun = self.shown_at = time.monotonic()
         self.bar = Progress(
             TextColumn(f"  {name}"),
@@ -181,10 +183,18 @@ class Live:
             self.bar.stop()
 
     def update(self, numbers: dict[str, Any]) -> None:
-        """Show `step`, `max_steps`, `loss`, `tokens_per_s` and `seconds_left`, whichever are known."""
+        """Show `step`, `max_steps`, `loss`, `tokens_per_s` and `seconds_left`, whichever are known.
+
+        A stage that samples says `rollout`, `rollouts`, `reward`, `kl` (nats per answer) and `length` (tokens), not
+        all of them each time; what it said last stays.
+        """
         if "loss" in numbers:
             self.losses.append(numbers["loss"])
-        parts = _parts(numbers, self.losses)
+        if "rollout" in self.known or "rollout" in numbers:
+            self.known |= numbers
+            if "reward" in numbers and numbers.get("doing") != "sampling":  # then it is that of the rollout before
+                self.rewards[self.known["rollout"]] = numbers["reward"]
+        parts = _rollout_parts(self.known, list(self.rewards.values())) if self.known else _parts(numbers, self.losses)
         if err.is_terminal:
             self.bar.update(self.task, completed=numbers.get("step"), total=numbers.get("max_steps"), numbers=parts)
         elif time.monotonic() - self.shown_at >= self.PLAIN_EVERY_S:
@@ -208,4 +218,19 @@ def _parts(numbers: dict[str, Any], losses: Sequence[float]) -> list[str]:
         parts.append(f"{seconds(numbers['seconds_left'])} left")
     if "doing" in numbers:
         parts.append(str(numbers["doing"]))
+    return parts
+
+
+def _rollout_parts(known: dict[str, Any], rewards: Sequence[float]) -> list[str]:
+    parts = [f"{known['rollout']}/{known.get('rollouts', '?')} rollouts"]
+    if rewards:
+        parts += [f"reward {rewards[-1]:.2f}", sparkline(rewards)]
+    if "kl" in known:
+        parts.append(f"KL {known['kl']:.2f} nats")
+    if "length" in known:
+        parts.append(f"length {known['length']:.0f}")
+    if "seconds_left" in known:
+        parts.append(f"{seconds(known['seconds_left'])} left")
+    if "doing" in known:
+        parts.append(str(known["doing"]))
     return parts

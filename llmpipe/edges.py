@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from llmpipe import stages
 from llmpipe.errors import Problem, did_you_mean
-from llmpipe.settings import Accepts, AnySource, StageSettings, StageSource
+from llmpipe.settings import Accepts, AnySource, Artifact, StageSettings, StageSource
 from llmpipe.yaml_tree import KeyPath, Tree
 
 
@@ -50,22 +52,63 @@ def connect(
         if settings is None:
             continue
         filled: dict[str, Any] = {}
+        for field, accepts in _omitted(settings, skipped.get(name, set())):
+            if accepts.same_as is None and (fill := _fill(name, field, accepts, made, tree, problems)):
+                filled[field] = fill
         for field, accepts in input_fields(settings):
-            if getattr(settings, field) is None:
-                if field not in settings.unused_inputs() | skipped.get(name, set()):
-                    fill = _fill(name, field, accepts, made, tree, problems)
-                    filled |= {field: fill} if fill else {}
-                continue
             for index, source in enumerate(sources_of(settings, field)):
                 if isinstance(source, StageSource):
                     item: KeyPath = ("stages", name, field, index)
                     problem = _edge_problem(name, source.stage, accepts, made, tree)
                     problems += [tree.problem(item if item in tree.values else item[:-1], problem)] if problem else []
-        connected[name] = settings.model_copy(update=filled)
+        connected[name] = _with_inputs(settings, filled)
+    for name, settings in connected.items():  # once the inputs of all other stages are known
+        same = {
+            field: _fill_like(name, field, accepts, connected, made, tree, problems)
+            for field, accepts in _omitted(settings, skipped.get(name, set()))
+            if accepts.same_as is not None
+        }
+        connected[name] = _with_inputs(settings, same)
     ordered = _ordered(connected, tree, problems)
     if not problems:
         _check_lineage(ordered, tree, problems)
     return ordered
+
+
+def _omitted(settings: StageSettings, skipped: set[str]) -> Iterator[tuple[str, Accepts]]:
+    """Yield the inputs that were left out and are needed; not those that were written and could not be read."""
+    for field, accepts in input_fields(settings):
+        if getattr(settings, field) is None and field not in settings.unused_inputs() | skipped:
+            yield field, accepts
+
+
+def _with_inputs(settings: StageSettings, found: dict[str, Any]) -> StageSettings:
+    """Put inputs that were left out into settings; where a field holds several, one becomes a list."""
+    types: dict[str, Any] = {field: type(settings).model_fields[field].annotation for field in found}
+    typed = {field: TypeAdapter(types[field]).validate_python(value) for field, value in found.items()}
+    return settings.model_copy(update=typed)
+
+
+def _fill_like(
+    name: str,
+    field: str,
+    accepts: Accepts,
+    connected: dict[str, StageSettings],
+    made: dict[str, Artifact | None],
+    tree: Tree,
+    problems: list[Problem],
+) -> Any:
+    """Find what the one stage in the field `same_as` reads, or else the one earlier stage that fits."""
+    assert accepts.same_as is not None
+    leading = sources_of(connected[name], accepts.same_as)
+    named = [source.stage for source in leading if isinstance(source, StageSource)]
+    if not leading or (len(named) == 1 and named[0] not in connected):
+        return None  # what is wrong there was said, and mending it may mend this
+    if len(named) == 1 and field in type(other := connected[named[0]]).model_fields:
+        read = [made.get(source.stage) for source in sources_of(other, field) if isinstance(source, StageSource)]
+        if all(artifact in (None, *accepts.artifacts) for artifact in read):
+            return getattr(other, field)
+    return _fill(name, field, accepts, made, tree, problems)
 
 
 def _check_lineage(ordered: dict[str, StageSettings], tree: Tree, problems: list[Problem]) -> None:

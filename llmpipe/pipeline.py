@@ -9,9 +9,13 @@ from typing import Any
 
 from llmpipe import artifact, console, recipe_edit, runner, stages, summary, yaml_tree
 from llmpipe import recipe as recipes
-from llmpipe.errors import UsageError
+from llmpipe.errors import Problem, UsageError
 from llmpipe.plan import Selection, Step, make_plan
 from llmpipe.recipe import Recipe
+from llmpipe.recipe_edit import FromFlags
+
+RLHF = {"reward": "reward", "ppo": "rlhf-ppo"}
+"""The stages that `llmpipe rlhf` writes, with their kinds."""
 
 
 @dataclass
@@ -44,17 +48,23 @@ def run_recipe(name: str, run: Path | None, request: Request) -> None:
     _run(recipe, text, run_dir_of(recipe, run), request)
 
 
-def run_kind(
-    kind: str, name: str, run: Path | None, request: Request, *, only: str | None = None, force: bool = False
+def run_kinds(
+    kinds: Sequence[str], name: str, run: Path | None, request: Request, *, only: str | None = None, force: bool = False
 ) -> None:
-    """Run the stages of one kind of a recipe, or `only` one; nothing above them runs unasked."""
+    """Run the stages of some kinds of a recipe, or `only` one; nothing above them runs unasked.
+
+    Overrides are relative to the stage where there is one kind only.
+    """
     path = recipes.find(name)
-    kinds = {stage: raw.get("kind") for stage, raw in _stages(path).items() if isinstance(raw, dict)}
-    fitting = tuple(stage for stage, found in kinds.items() if found == kind and only in (None, stage))
+    found = {stage: raw.get("kind") for stage, raw in _stages(path).items() if isinstance(raw, dict)}
+    fitting = tuple(stage for stage, kind in found.items() if kind in kinds and only in (None, stage))
     if not fitting:
-        listed = ", ".join(f"{stage} ({found})" for stage, found in kinds.items()) or "none"
-        raise UsageError(f"{name} has no {kind} stage{f' {only}' if only else ''}", hint=f"its stages: {listed}")
-    overrides = [f"{stage}.{override}" for stage in fitting for override in request.overrides]
+        listed = ", ".join(f"{stage} ({kind})" for stage, kind in found.items()) or "none"
+        wanted = f"{' or '.join(kinds)} stage{f' {only}' if only else ''}"
+        raise UsageError(f"{name} has no {wanted}", hint=f"its stages: {listed}")
+    overrides = request.overrides
+    if len(kinds) == 1:
+        overrides = [f"{stage}.{override}" for stage in fitting for override in overrides]
     recipe = recipes.load(path, overrides=overrides)
     request.selection = Selection(only=fitting, force=fitting if force else ())
     _run(recipe, recipe_edit.text_as_used(recipe, overrides), run_dir_of(recipe, run), request)
@@ -64,30 +74,75 @@ def run_flags(
     kind: str, run: Path, name: str, flags: dict[str, list[str]], request: Request, *, force: bool = False
 ) -> None:
     """Write a stage made from flags into the run's recipe, and run it."""
-    written = run / "recipe.yaml"
-    known = list(_stages(written)) if written.exists() else []
+    overrides = {override: f"--set {override}" for override in request.overrides}
+    if_taken = f"give this one another name: --name {name}-2"
+    stage = _from_flags(name, kind, flags, overrides, run=run, if_taken=if_taken)
+    _run_written([stage], run, request, command=f"llmpipe {kind}", force=force)
+
+
+def run_rlhf(run: Path, flags: dict[str, list[str]], request: Request, *, force: bool = False) -> None:
+    """Write a reward stage, and a PPO stage that learns from it, into the run's recipe, and run both."""
+    overrides: dict[str, dict[str, str]] = {name: {} for name in RLHF}
+    for override in request.overrides:
+        name, _, rest = override.partition(".")
+        if name not in RLHF:
+            raise UsageError(Problem("write reward.KEY=VALUE or ppo.KEY=VALUE", where=f"--set {override}"))
+        overrides[name][rest] = f"--set {override}"
+    reads = {"reward": ("model", "data"), "ppo": ("prompts",)}
+    if_taken = "llmpipe rlhf needs this name; give the other stage another one in the recipe"
+    made = [
+        _from_flags(name, kind, {f: flags[f] for f in reads[name]}, overrides[name], run=run, if_taken=if_taken)
+        for name, kind in RLHF.items()
+    ]
+    if "reward" not in (_stages_of(run).get("ppo") or {}):
+        made[1].keys["reward"] = "reward"
+    _run_written(made, run, request, command="llmpipe rlhf", force=force)
+
+
+def _from_flags(
+    name: str, kind: str, flags: dict[str, list[str]], overrides: dict[str, str], *, run: Path, if_taken: str
+) -> FromFlags:
+    """Turn flags into a stage."""
+    stage = FromFlags(name, kind, overrides=overrides, if_taken=if_taken)
     accepted = stages.load(kind).Settings.model_fields
-    keys: dict[str, Any] = {}
     for flag, values in flags.items():
         if not values:
             continue
-        plural = f"{flag}s"
-        if flag not in accepted and plural not in accepted:
+        key = next((key for key in keys_of(flag) if key in accepted), None)
+        if key is None:
             raise UsageError(f"a {kind} stage takes no --{flag}", hint=f"llmpipe options {kind}")
-        sources = [recipe_edit.source_from_flag(value, field=flag, stages=known) for value in values]
-        key = flag if flag in accepted else plural
-        keys[key] = sources[0] if len(sources) == 1 else sources
-    text = recipe_edit.with_stage(run, name, kind, keys, request.overrides)
+        sources = [recipe_edit.source_from_flag(value, flag=flag, stages=list(_stages_of(run))) for value in values]
+        stage.keys[key] = sources[0] if len(sources) == 1 else sources
+        stage.flags[key] = f"--{flag}"
+    return stage
+
+
+def keys_of(flag: str) -> tuple[str, ...]:
+    """Return the keys of a stage that a flag for an input may stand for."""
+    return ("data",) if flag == "prompts" else (flag, f"{flag}s")
+
+
+def _run_written(made: Sequence[FromFlags], run: Path, request: Request, *, command: str, force: bool) -> None:
+    """Write stages made from flags into the run's recipe, and run them; problems name what was typed."""
+    written, known = run / "recipe.yaml", _stages_of(run)
+    text = recipe_edit.with_stages(run, made)
     tree = yaml_tree.parse(text, shown_as=str(written))
-    if name not in known:
-        tree.relabel(("stages", name), f"llmpipe {kind}")
-    for key in keys:
-        tree.relabel(("stages", name, key), f"--{key.removesuffix('s') if key not in flags else key}")
-    for override in request.overrides:
-        tree.relabel(("stages", name, *override.partition("=")[0].split(".")), f"--set {override}")
+    for stage in made:
+        if stage.name not in known:
+            tree.relabel(("stages", stage.name), command)
+        for key, flag in stage.flags.items():
+            tree.relabel(("stages", stage.name, key), flag)
+        for override, typed in stage.overrides.items():
+            tree.relabel(("stages", stage.name, *override.partition("=")[0].split(".")), typed)
     recipe = recipes.check(tree, written.absolute())
-    request.selection = Selection(only=(name,), force=(name,) if force else ())
+    names = tuple(stage.name for stage in made)
+    request.selection = Selection(only=names, force=names if force else ())
     _run(recipe, text, run, request)
+
+
+def _stages_of(run: Path) -> dict[str, Any]:
+    """Read the stages of a run's recipe as they are written; none where there is no recipe yet."""
+    return _stages(run / "recipe.yaml") if (run / "recipe.yaml").exists() else {}
 
 
 def _stages(path: Path) -> dict[str, Any]:
@@ -104,6 +159,7 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
     runner.open_run(run_dir)
     with runner.locked(run_dir):
         steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
+        runner.refuse_code(steps, request.options)
         recipe_edit.keep(run_dir, text)
         header(recipe, run_dir)
         console.show(plan_table(steps))

@@ -15,13 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llmpipe import edges, stages
+from llmpipe import edges, functions, stages
 from llmpipe.artifact import HashCache, Input, StepRecord, missing_output, read_manifest, read_step
 from llmpipe.checkpoints import complete_checkpoints
 from llmpipe.data.rows import expand
 from llmpipe.errors import UsageError, did_you_mean
 from llmpipe.recipe import Recipe
-from llmpipe.settings import COSMETIC, AnySource, BuiltinSource, HubSource, PathSource, StageSettings, StageSource
+from llmpipe.settings import (
+    COSMETIC,
+    SOURCE_KEYS,
+    AnySource,
+    FunctionSource,
+    PathSource,
+    StageSettings,
+    StageSource,
+    source_key,
+)
 
 Action = Literal["run", "rerun", "resume", "skip", "wait"]
 """`wait`: left out by --only, --from or --until."""
@@ -136,6 +145,8 @@ def _record(
 def _absolute(source: AnySource, base: Path) -> AnySource:
     if isinstance(source, PathSource):
         return source.model_copy(update={"path": str((base / source.path).absolute())})
+    if isinstance(source, FunctionSource):
+        return source.model_copy(update={"function": functions.absolute(source.function, base)})
     return source
 
 
@@ -143,7 +154,7 @@ def _input(
     field_name: str, source: AnySource, is_folder: bool, fingerprints: dict[str, str], cache: HashCache
 ) -> Input:
     """Identify an input's content: what it holds, and how it is to be read, but not where it lies."""
-    reading = source.model_dump(mode="json", exclude={"stage", "path"})
+    reading = source.model_dump(mode="json", exclude={"stage", "path", "function"})
     found: dict[str, str] = {}
     if isinstance(source, StageSource):
         content: Any = fingerprints[source.stage]
@@ -153,19 +164,18 @@ def _input(
         files = sorted(inside) if is_folder else expand(source.path, base=Path())
         found = {str(file): cache.sha256(file) for file in files}
         content = [[file.suffix, found[str(file)]] for file in files]
+    elif isinstance(source, FunctionSource):
+        file, name = functions.split(source.function)
+        found = {file: cache.sha256(Path(file))}
+        content = [name, found[file]]
     else:
-        assert isinstance(source, HubSource | BuiltinSource)
         content = None  # the id and the revision are part of `reading`
     identity = hashlib.sha256(json.dumps([reading, content], sort_keys=True).encode()).hexdigest()
     return Input(field=field_name, source=source.model_dump(mode="json"), identity=identity, files=found)
 
 
 def _shown(source: AnySource) -> str:
-    if isinstance(source, StageSource):
-        return source.stage
-    if isinstance(source, PathSource):
-        return source.path
-    return source.hub if isinstance(source, HubSource) else source.builtin
+    return str(source.model_dump()[str(source_key(source))])
 
 
 def _without(settings: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
@@ -227,9 +237,8 @@ def changed_keys(old: StepRecord, new: StepRecord) -> Iterator[str]:
 
 def _input_change(name: str, had: Sequence[Input], has: Sequence[Input], value: Any) -> Iterator[str]:
     """Say how an input differs: other sources, sources that are read in another way, or other content."""
-    where = ("stage", "path", "hub", "builtin")
-    old = [entry.source[key] for entry in had for key in where if key in entry.source]
-    new = [entry.source[key] for entry in has for key in where if key in entry.source]
+    old = [entry.source[key] for entry in had for key in SOURCE_KEYS if key in entry.source]
+    new = [entry.source[key] for entry in has for key in SOURCE_KEYS if key in entry.source]
     if old != new:
         yield f"{name} {' + '.join(old) or 'none'} → {' + '.join(new) or _brief(value)}"
         return

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from llmpipe import edges, passthrough, stages, yaml_tree
+from llmpipe import edges, functions, passthrough, stages, yaml_tree
 from llmpipe.data.rows import expand
 from llmpipe.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
-from llmpipe.settings import STAGE_NAME, Accepts, Passthrough, StageSettings, Strict
+from llmpipe.settings import STAGE_NAME, Accepts, FunctionSource, Passthrough, StageSettings, Strict
 from llmpipe.wording import message_of, shown_value, yaml_path
 from llmpipe.yaml_tree import KeyPath, Tree
 
@@ -119,11 +119,13 @@ def _stage(
     found: list[Problem] = []
     settings = _validate(model, raw, path, tree, found)
     problems += [*found, *_option_problems(name, model, raw, tree), *_missing_files(name, model, raw, base, tree)]
-    if settings is not None:
-        return settings, set()
-    bad = {str(problem.path).removeprefix(f"stages.{name}").lstrip(".").partition(".")[0] for problem in found}
-    rest = {key: value for key, value in raw.items() if key not in bad}
-    return _validate(model, rest, path, tree, []), bad
+    bad: set[str] = set()
+    if settings is None:
+        bad = {str(problem.path).removeprefix(f"stages.{name}").lstrip(".").partition(".")[0] for problem in found}
+        rest = {key: value for key, value in raw.items() if key not in bad}
+        settings = _validate(model, rest, path, tree, [])
+    problems += _function_problems(name, settings, base, tree) if settings is not None else ()
+    return settings, bad
 
 
 def _validate(model: type[Any], raw: Any, path: KeyPath, tree: Tree, problems: list[Problem]) -> Any | None:
@@ -167,6 +169,15 @@ def _missing_files(
             item: KeyPath = (field, index) if isinstance(written, list) else (field,)
             if message := _file_problem(path, base, is_folder=accepts.is_folder):
                 yield tree.problem(("stages", name, *item, "path"), message)
+
+
+def _function_problems(name: str, settings: StageSettings, base: Path, tree: Tree) -> Iterator[Problem]:
+    """Look for the user's functions in their files; nothing of the user's is run or imported for that."""
+    for field, _ in edges.input_fields(settings):
+        for index, source in enumerate(edges.sources_of(settings, field)):
+            if isinstance(source, FunctionSource) and (message := functions.problem_with(source.function, base)):
+                item: KeyPath = ("stages", name, field, index)
+                yield tree.problem((*(item if item in tree.values else item[:-1]), "function"), message)
 
 
 def _file_problem(path: str, base: Path, *, is_folder: bool) -> str | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from llmpipe import edges, yaml_tree
+from llmpipe import edges, functions, yaml_tree
 from llmpipe.artifact import write_text
 from llmpipe.errors import Problem, RecipeError, UsageError
 from llmpipe.recipe import Recipe, parse_override
@@ -36,19 +37,36 @@ def text_as_used(recipe: Recipe, overrides: Sequence[str]) -> str:
         yaml_tree.assign(document, path, value)
     for name, settings in recipe.stages.items():
         written = document["stages"][name]
-        for field, _ in edges.input_fields(settings):
-            sources = written.get(field)
+        for input_field, _ in edges.input_fields(settings):
+            sources = written.get(input_field)
             for source in sources if isinstance(sources, list) else [sources]:
                 if isinstance(source, dict) and "path" in source:
                     source["path"] = str((recipe.base / str(source["path"])).absolute())
+                if isinstance(source, dict) and "function" in source:
+                    source["function"] = functions.absolute(str(source["function"]), recipe.base)
     return _dump(document)
 
 
-def with_stage(run_dir: Path, name: str, kind: str, keys: dict[str, Any], overrides: Sequence[str]) -> str:
-    """Return the text of a run's recipe with a stage added or updated; a new recipe where there is none.
+@dataclass(frozen=True)
+class FromFlags:
+    """A stage that was made from flags."""
+
+    name: str
+    kind: str
+    keys: dict[str, Any] = field(default_factory=dict)
+    flags: dict[str, str] = field(default_factory=dict)
+    """The flag that was typed for a key."""
+    overrides: dict[str, str] = field(default_factory=dict)
+    """What was typed for each `key=value`."""
+    if_taken: str | None = None
+    """The hint where a stage of another kind has the name."""
+
+
+def with_stages(run_dir: Path, made: Sequence[FromFlags]) -> str:
+    """Return the text of a run's recipe with stages added or updated; a new recipe where there is none.
 
     Raises:
-        UsageError: an override is not key=value or fits nowhere, or the name belongs to a stage of another kind.
+        UsageError: an override is not key=value or fits nowhere, or a name belongs to a stage of another kind.
     """
     path = run_dir / "recipe.yaml"
     document: dict[str, Any] = {"name": name_from(run_dir.absolute().name), "seed": 42, "stages": {}}
@@ -57,23 +75,28 @@ def with_stage(run_dir: Path, name: str, kind: str, keys: dict[str, Any], overri
         document = _yaml().load(tree.text)
         if not isinstance(tree.data, dict) or not isinstance(tree.data.get("stages"), dict):
             raise RecipeError(tree.problem((), "a recipe is a mapping with `name:` and `stages:`"))
-    stage = document["stages"].setdefault(name, {"kind": kind})
-    if not isinstance(stage, dict):
-        raise RecipeError(tree.problem(("stages", name), "a stage is a mapping, such as {kind: sft, ...}"))
-    if stage.get("kind") != kind:
-        problem = f"stage '{name}' of {path} is a {stage.get('kind')} stage"
-        raise UsageError(problem, hint=f"give this one another name: --name {name}-2")
-    stage.update(keys)
     problems: list[Problem] = []
-    for override in overrides:
-        where = f"--set {override}"
-        key, value, found = parse_override(f"stages.{name}.{override}", where=where)
-        problems += found
-        if not found and (message := yaml_tree.assign(stage, key[2:], value)):
-            problems.append(Problem(message, where=where))
+    for stage in made:
+        written = document["stages"].setdefault(stage.name, {"kind": stage.kind})
+        if not isinstance(written, dict):
+            raise RecipeError(tree.problem(("stages", stage.name), "a stage is a mapping, such as {kind: sft, ...}"))
+        if written.get("kind") != stage.kind:
+            problem = f"stage '{stage.name}' of {path} is a {written.get('kind')} stage"
+            raise UsageError(problem, hint=stage.if_taken)
+        written.update(stage.keys)
+        problems += _overridden(written, stage)
     if problems:
         raise UsageError(problems)
     return _dump(document)
+
+
+def _overridden(written: dict[str, Any], stage: FromFlags) -> Iterator[Problem]:
+    """Apply a stage's overrides to it."""
+    for override, where in stage.overrides.items():
+        key, value, found = parse_override(f"stages.{stage.name}.{override}", where=where)
+        yield from found
+        if not found and (message := yaml_tree.assign(written, key[2:], value)):
+            yield Problem(message, where=where)
 
 
 def name_from(text: str) -> str:
@@ -81,8 +104,10 @@ def name_from(text: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", text.lower()).lstrip("-_0123456789").rstrip("-_")[:64] or "mine"
 
 
-def source_from_flag(value: str, *, field: str, stages: Sequence[str]) -> Any:
-    """Read what stands behind --data, --model or --tokenizer: a stage, a file or folder, a size, `hub:ID`, a builtin.
+def source_from_flag(value: str, *, flag: str, stages: Sequence[str]) -> Any:
+    """Read what stands behind --data, --model, --tokenizer or --reward.
+
+    It is a stage, a file or folder, a size, `hub:ID`, a builtin, or a function `FILE.py:NAME`.
 
     Raises:
         UsageError: it is none of these.
@@ -91,17 +116,20 @@ def source_from_flag(value: str, *, field: str, stages: Sequence[str]) -> Any:
         return value
     if value.startswith("hub:"):
         return {"hub": value.removeprefix("hub:")}
-    if field == "data" and value == BuiltinSource.model_fields["builtin"].annotation.__args__[0]:  # type: ignore[union-attr]
+    if flag in ("data", "prompts") and value == BuiltinSource.model_fields["builtin"].annotation.__args__[0]:  # type: ignore[union-attr]
         return {"builtin": value}
-    if field == "model" and re.fullmatch(r"\d+(\.\d+)?[kMB]", value):
+    if flag == "model" and re.fullmatch(r"\d+(\.\d+)?[kMB]", value):
         return {"size": value}
+    if flag == "reward" and re.fullmatch(r".+\.py:\w+", value):
+        return {"function": functions.absolute(value, Path())}
     path = Path(value)
     if path.exists() or any(char in value for char in "*?["):
         return {"path": str(path.absolute())}
     known = f"stages of this run: {', '.join(stages)}; " if stages else ""
+    function = ", a function FILE.py:NAME" if flag == "reward" else ""
     raise UsageError(
-        Problem("no such file, folder or stage", where=f"--{field} {value}"),
-        hint=f"{known}a hub repository is written hub:OWNER/NAME",
+        Problem("no such file, folder or stage", where=f"--{flag} {value}"),
+        hint=f"{known}a hub repository is written hub:OWNER/NAME{function}",
     )
 
 

@@ -13,20 +13,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llmpipe import artifact, console, launch, worker
+from llmpipe import artifact, console, functions, launch, worker
 from llmpipe.checkpoints import complete_checkpoints, drop_incomplete
 from llmpipe.context import Event
+from llmpipe.data.rows import shown
 from llmpipe.errors import DataError, LlmpipeError, Problem, StageError, StoppedError, UsageError
 from llmpipe.plan import Step
 
 
 @dataclass
 class Options:
-    """How to run: in how many processes, in this one, and how much to say."""
+    """How to run: in how many processes, in this one, how much to say, and whether the user's own code may run."""
 
     in_process: bool = False
     processes: int = 1
     explain: bool = False
+    allow_code: bool = False
 
 
 @dataclass
@@ -84,12 +86,31 @@ def locked(run_dir: Path) -> Iterator[None]:
         holder.release()
 
 
+def refuse_code(steps: Sequence[Step], options: Options) -> None:
+    """Refuse Python functions that a recipe names, unless it was said that they may run.
+
+    Raises:
+        UsageError: a step that is not skipped would run one.
+    """
+    if options.allow_code:
+        return
+    problems = []
+    for step in steps:
+        for entry in step.record.inputs if step.action not in ("skip", "wait") else ():
+            if "function" in entry.source:
+                file, name = functions.split(entry.source["function"])
+                problems.append(Problem(f"stage {step.name} would run '{name}' of this file", where=shown(Path(file))))
+    if problems:
+        raise UsageError(problems, hint="read it; if it may run, add --allow-code")
+
+
 def run(steps: Sequence[Step], run_dir: Path, options: Options) -> None:
     """Run the steps of a plan that are not skipped; the run directory must be locked.
 
     Raises:
         LlmpipeError: a step failed or was stopped; the error says what to do next.
     """
+    refuse_code(steps, options)
     todo = [step for step in steps if step.action not in ("skip", "wait")]
     stop = _Stop(in_process=options.in_process)
     if todo and not options.in_process and options.processes == 1:
@@ -147,6 +168,8 @@ def _run_step(step: Step, run_dir: Path, options: Options, stop: _Stop) -> None:
         raise _silent_death(step.name, code, run_dir)
     facts = [f"{outcome.last['step']} steps"] if "step" in outcome.last else []
     facts += [f"loss {live.losses[0]:.2f} → {live.losses[-1]:.2f}"] if len(live.losses) > 1 else []
+    rewards = list(live.rewards.values())
+    facts += [f"reward {rewards[0]:.2f} → {rewards[-1]:.2f}"] if len(rewards) > 1 else []
     facts.append(console.seconds(outcome.seconds))
     console.say(f"  {step.name}  done  {'  '.join(facts)}", style="green")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ LABELS = {
     "bytes_per_token": "bytes per token",
 }
 HIDDEN = {"tokens"}
+MAKE_MODELS = ("pretrain", "sft", "rlhf-ppo")
+SAMPLES = 3
+SAMPLE_CHARACTERS = 240
 
 
 def machine() -> str:
@@ -50,27 +54,33 @@ def show(run_dir: Path, worked: Sequence[str], *, all_names: Sequence[str]) -> N
     changed = [row for name in worked if name in manifests for row in changes(name, manifests[name])]
     if changed:
         console.say("\n  what each stage changed", style="bold")
-        console.show(console.table(changed, header=("", "", "before", "after"), right=(2, 3)))
+        console.show(console.table(changed, header=("", "", "before", "after", ""), right=(2, 3)))
     for name, manifest in manifests.items():
         if manifest.kind == "eval" and name in worked:
             show_scores(run_dir / name, name)
+        if "samples.json" in manifest.outputs and name in worked:
+            show_samples(run_dir / name, name)
     console.say("")
     for label, command in next_commands(run_dir, manifests):
         console.say(f"  {label:<7} {command}")
 
 
-def changes(name: str, manifest: Manifest) -> list[tuple[str, str, str, str]]:
-    """List a stage's metrics that have a `_before` twin; bits per byte where there are some, else nats."""
+def changes(name: str, manifest: Manifest) -> list[tuple[str, ...]]:
+    """List a stage's metrics that have a `_before` twin; bits per byte where there are some, else nats.
+
+    How far the model went from its reference stands beside the first one.
+    """
     metrics = manifest.metrics
     pairs = [key for key in metrics if metrics.get(f"{key}_before") is not None]
     if "bits_per_byte" in pairs:
         pairs.remove("held_out_loss")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, key in enumerate(pairs):
         before, after = (console.number(metrics[which], key=key) for which in (f"{key}_before", key))
-        rows.append(("" if number else name, _label(key), before, after))
+        note = f"KL {console.number(metrics['kl'])} nats" if "kl" in metrics and number == 0 else ""
+        rows.append(("" if number else name, _label(key), before, after, note))
     if manifest.kind == "tokenizer":
-        rows.append((name, "bytes per token (a byte is 1)", "1", console.number(metrics["bytes_per_token"])))
+        rows.append((name, "bytes per token (a byte is 1)", "1", console.number(metrics["bytes_per_token"]), ""))
     return rows
 
 
@@ -98,11 +108,30 @@ def show_scores(folder: Path, name: str) -> None:
             console.show(console.table(answers))
 
 
+def show_samples(folder: Path, name: str) -> None:
+    """Show a few prompts that a stage had answered before and after, each answer with its reward."""
+    samples: list[dict[str, Any]] = (read_json(folder / "samples.json") or {"samples": []})["samples"]
+    for sample in samples[:SAMPLES]:
+        console.say(f"\n  {_clipped(sample['prompt'])}", style="bold")
+        rows = [
+            (label, "" if reward is None else f"{reward:.2f}", _clipped(sample[when]))
+            for when, label in (("before", f"before {name}"), ("after", f"after {name}"))
+            for reward in (sample[f"reward_{when}"],)
+        ]
+        console.show(console.table(rows, right=(1,)))
+
+
+def _clipped(text: str) -> str:
+    """Bring a text into one paragraph of a length that can be taken in."""
+    return textwrap.shorten(text, SAMPLE_CHARACTERS, placeholder=" …")
+
+
 def next_commands(run_dir: Path, manifests: dict[str, Manifest]) -> list[tuple[str, str]]:
     """Name the commands that make sense now."""
     shown = str(run_dir)
     commands = [("look", f"llmpipe status {shown}"), ("again", f"llmpipe run {shown}/recipe.yaml")]
-    models = [name for name, manifest in manifests.items() if manifest.kind in ("pretrain", "sft")]
+    models = [name for name, manifest in manifests.items() if manifest.kind in MAKE_MODELS]
     if models:
-        commands.insert(0, ("model", f"{shown}/{models[-1]}/model"))
+        folder = "adapter" if (run_dir / models[-1] / "adapter").is_dir() else "model"
+        commands.insert(0, ("model", f"{shown}/{models[-1]}/{folder}"))
     return commands

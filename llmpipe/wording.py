@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from llmpipe import passthrough
 from llmpipe.errors import did_you_mean
-from llmpipe.settings import STAGE_NAME, Passthrough
+from llmpipe.settings import SOURCE_KEYS, STAGE_NAME, Passthrough
 from llmpipe.yaml_tree import KeyPath
 
 
@@ -34,7 +34,7 @@ def yaml_path(raw: Any, loc: tuple[str | int, ...]) -> KeyPath:
     return tuple(path)
 
 
-_TAGS = {"stage", "path", "hub", "builtin", "size", "arch", "[key]", 0}
+_TAGS = {*SOURCE_KEYS, "[key]", 0}
 _TYPES = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
@@ -65,6 +65,8 @@ def message_of(model: type[BaseModel], details: ErrorDetails) -> str:
         return f"`{context['tag']}:` does not fit here; it may be {' or '.join(known.rsplit(', ', 1))}"
     if kind == "string_pattern_mismatch" and context.get("pattern") == STAGE_NAME:
         message = "must be a name of lower-case letters, digits, - and _, beginning with a letter"
+    elif kind == "string_pattern_mismatch" and details["loc"][-1] == "function":
+        message = "write a function as FILE.py:NAME"
     else:
         message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{_TYPES.get(kind, message)}, not {shown_value(value)}"

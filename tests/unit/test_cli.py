@@ -60,6 +60,9 @@ EXAMPLES = {
     "tokenizer": "llmpipe tokenizer --run runs/mine --data texts/*.txt",
     "pretrain": "llmpipe pretrain --run runs/mine --data texts/*.txt --model 10M",
     "sft": "llmpipe sft --run runs/mine --data chat.jsonl",
+    "reward": "llmpipe reward --run runs/mine --data pairs.jsonl",
+    "rlhf-ppo": "llmpipe rlhf-ppo --run runs/mine --data prompts.jsonl --reward reward",
+    "rlhf": "llmpipe rlhf --run runs/mine --model sft --data pairs.jsonl",
     "eval": "llmpipe eval --run runs/mine --model sft",
 }
 
@@ -105,7 +108,7 @@ REFUSED: dict[tuple[str, ...], tuple[str, str | None]] = {
         "llmpipe options tokenizer",
     ),
     ("sft", "--run", "new", "--data", "a.txt"): (
-        "llmpipe sft: stages.sft: needs `model:` (causal-lm), and no earlier stage makes one",
+        "llmpipe sft: stages.sft: needs `model:` (causal-lm or adapter), and no earlier stage makes one",
         None,
     ),
     ("sft", "--run", "new", "--model", "hub:a/b", "--data", "a.txt", "--set", "trainer.lerning_rate=1"): (

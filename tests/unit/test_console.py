@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -78,6 +79,52 @@ def test_tables_have_no_trailing_spaces(shown: io.StringIO) -> None:
     rows = [("a", "1", ""), ("long name", "22", "why")]
     console.show(console.table(rows, header=("stage", "took", ""), right=(1,)))
     assert shown.getvalue() == "  stage      took\n  a             1\n  long name    22  why\n"
+
+
+def lines_of(monkeypatch: pytest.MonkeyPatch, shown: io.StringIO, *events: dict[str, Any]) -> list[str]:
+    """Return what a pipe gets of a stage's progress when every event is shown."""
+    monkeypatch.setattr(console.Live, "PLAIN_EVERY_S", 0.0)
+    live = console.Live("ppo")
+    for event in events:
+        live.update(event)
+    return shown.getvalue().splitlines()
+
+
+def test_the_progress_of_a_stage_with_a_loss(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = lines_of(
+        monkeypatch,
+        shown,
+        {"doing": "reading"},
+        {"step": 1, "max_steps": 4, "loss": 2.0, "tokens_per_s": 1200.0, "seconds_left": 61.0, "kl": 3.0},
+        {"step": 2, "max_steps": 4, "loss": 1.0},
+    )
+    assert found == ["  ppo  reading", "  ppo  1/4  loss 2.00  ▁  1.2k tok/s  1:01 left", "  ppo  2/4  loss 1.00  █▁"]
+
+
+def test_the_progress_of_rollouts(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events bring a part of the numbers each; the reward of a rollout is known after sampling, and shown once."""
+    where = {"step": 4, "max_steps": 64, "rollout": 1, "rollouts": 16}
+    first = {**where, "reward": 0.5, "kl": 0.0, "entropy": 2.0, "length": 48.6, "ended_share": 1.0}
+    second = first | {"step": 8, "rollout": 2, "reward": 1.52, "kl": 1.234}
+    found = lines_of(
+        monkeypatch,
+        shown,
+        {**where, "doing": "sampling"},
+        {"doing": "scoring"},
+        {**first, "doing": "learning"},
+        {"step": 5, "max_steps": 64, "tokens_per_s": 9.0, "seconds_left": 12.0},
+        {**first, "rollout": 2, "doing": "sampling"},
+        {**second, "doing": "learning"},
+        {key: value for key, value in second.items() if key != "rollouts"},
+    )
+    assert found == [
+        "  ppo  1/16 rollouts  sampling",
+        "  ppo  1/16 rollouts  scoring",
+        "  ppo  1/16 rollouts  reward 0.50  ▁  KL 0.00 nats  length 49  learning",
+        "  ppo  1/16 rollouts  reward 0.50  ▁  KL 0.00 nats  length 49  12.0 s left  learning",
+        "  ppo  2/16 rollouts  reward 0.50  ▁  KL 0.00 nats  length 49  12.0 s left  sampling",
+        *["  ppo  2/16 rollouts  reward 1.52  ▁█  KL 1.23 nats  length 49  12.0 s left  learning"] * 2,
+    ]
 
 
 def test_colour_is_the_terminals_choice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,14 @@ PACKAGE = Path(__file__).parents[2] / "llmpipe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
+    {"stage_commands"},
+    {"flags"},
     {"pipeline"},
     {"runner", "summary", "vocabulary", "doctor", "recipe_edit"},
     {"launch"},
     {"worker"},
     {"plan"},
-    {"recipe", "wording"},
+    {"recipe", "wording", "functions"},
     {"edges"},
     {"stages"},
     {"architectures", "data", "context"},

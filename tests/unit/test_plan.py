@@ -23,10 +23,12 @@ stages:
   other: {kind: tokenizer, data: {path: b.txt}}
   base: {kind: pretrain, data: {path: a.txt}, model: {size: 1M}, tokenizer: tok}
   chat: {kind: sft, data: {builtin: storyworld}, model: base}
+  judge: {kind: reward, data: {path: a.txt}, model: base}
+  ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base}
 """
-NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "eval": "scores"}
-VALUES: dict[str, Any] = {
+NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "reward": "judge", "rlhf-ppo": "ppo", "eval": "scores"}
+VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
     "model": {"size": "2M"},
@@ -38,9 +40,22 @@ VALUES: dict[str, Any] = {
     "prompts": ["a"],
     "batch_tokens": 1234,
     "precision": "fp32",
-    "trainer": {"max_steps": 3},
+    "trainer": {"weight_decay": 0.3},
+    "criteria": {"short": 2.0},
+    "reward": {"hub": "a/b"},
+    "rollout": {"samples": 32},
+    "kl": {"coefficient": 0.3},
+    "length_penalty": {"begin": 100},
+    "minibatches": 4,
+    "dual_clip": 2.5,
+    "lora": {"r": 4},
+    ("sft", "model"): {"hub": "a/b"},
+    ("reward", "model"): {"hub": "a/b"},
+    ("rlhf-ppo", "model"): {"hub": "a/b"},
+    ("rlhf-ppo", "dropout"): 0.0,
+    ("eval", "data"): "chat",
 }
-"""Another valid value for the keys whose type does not lead to one."""
+"""Another valid value for the keys whose type does not lead to one, where it must be for one kind alone."""
 
 
 @pytest.fixture
@@ -80,10 +95,7 @@ def test_every_key_counts(place: Path, kind: str, key: str) -> None:
     info = settings.model_fields[key]
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     value = {"stage": "other"} if key == "tokenizer" else VALUES.get(key, another(info.annotation, default))
-    if (kind, key) == ("sft", "model"):
-        value = {"hub": "a/b"}
-    if (kind, key) == ("eval", "data"):
-        value = "chat"
+    value = VALUES.get((kind, key), value)
     if value is None:
         pytest.skip("there is one choice only")
     before, after = plan()[name].record, plan(f"{name}.{key}={json.dumps(value)}")[name].record
@@ -116,7 +128,7 @@ def test_every_option_of_the_trainer_counts_but_the_cosmetic_ones(place: Path, k
 def test_a_change_reaches_what_follows_and_nothing_else(place: Path) -> None:
     before, after = plan(), plan("base.dropout=0.5")
     changed = {name for name in before if before[name].record.fingerprint != after[name].record.fingerprint}
-    assert changed == {"base", "chat", "scores"}
+    assert changed == {"base", "chat", "judge", "ppo", "scores"}
 
 
 def test_names_and_places_do_not_count(place: Path) -> None:

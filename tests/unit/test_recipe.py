@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from llmpipe import recipe as recipes
 from llmpipe import recipe_edit, yaml_tree
 from llmpipe.errors import RecipeError, UsageError
 from llmpipe.recipe import Recipe
+from llmpipe.recipe_edit import FromFlags
 
 GOOD = """\
 name: x
@@ -106,7 +108,7 @@ stages:
         "{stage: NAME}, {path: FILE}, {hub: ID}, or just a stage's name",
         "r.yaml:22:14: stages.chat.packing: must be true or false, not 'maybe'",
         "r.yaml:23:14: stages.chat.trainer: must be a mapping, not a list",
-        "r.yaml:26:20: stages.scores.models.1: stage 'tok' makes a tokenizer, a causal-lm is needed; "
+        "r.yaml:26:20: stages.scores.models.1: stage 'tok' makes a tokenizer, a causal-lm or adapter is needed; "
         "'chat' (line 18) is one",
         "r.yaml:27:14: stages.scores.suites.0: must be 'perplexity', 'samples' or 'storyworld', not 'perplexty'",
     ]
@@ -215,11 +217,16 @@ def test_the_recipe_as_used_keeps_comments_and_says_what_was_set() -> None:
 # ---- A stage made from flags ------------------------------------------------------------------
 
 
+def with_stage(run: str, kind: str, keys: dict[str, Any], *overrides: str) -> str:
+    typed = {override: f"--set {override}" for override in overrides}
+    return recipe_edit.with_stages(Path(run), [FromFlags("sft", kind, keys, overrides=typed)])
+
+
 def test_a_stage_from_flags_is_added_and_updated() -> None:
     Path("exp2").mkdir()
-    first = recipe_edit.with_stage(Path("exp2"), "sft", "sft", {"model": {"hub": "a/b"}}, ["trainer.max_steps=5"])
+    first = with_stage("exp2", "sft", {"model": {"hub": "a/b"}}, "trainer.max_steps=5")
     Path("exp2/recipe.yaml").write_text(first, encoding="utf-8")
-    second = recipe_edit.with_stage(Path("exp2"), "sft", "sft", {}, ["trainer.learning_rate=2e-5", "packing=false"])
+    second = with_stage("exp2", "sft", {}, "trainer.learning_rate=2e-5", "packing=false")
     assert yaml_tree.parse(second, shown_as="r").data == {
         "name": "exp2",
         "seed": 42,
@@ -258,7 +265,7 @@ def test_a_stage_from_flags_that_does_not_fit(written: str, kind: str, overrides
     Path("run").mkdir()
     Path("run/recipe.yaml").write_text(written, encoding="utf-8")
     with pytest.raises(UsageError) as caught:
-        recipe_edit.with_stage(Path("run"), "sft", kind, {}, overrides)
+        with_stage("run", kind, {}, *overrides)
     assert str(caught.value) == wanted
 
 
