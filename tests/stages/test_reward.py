@@ -80,9 +80,9 @@ def test_it_learns_which_answer_is_better_and_what_is_saved_scores_the_same(sett
     assert found[0] > found[1]
 
 
-@pytest.mark.parametrize(("stop_at", "how"), [(3, "interrupt"), (8, "terminate")])
+@pytest.mark.parametrize(("stop_at", "how"), [(4, "interrupt"), (8, "terminate")])
 def test_it_resumes_to_the_bit(stop_at, how, settings, tmp_path) -> None:
-    """Beyond the first epoch, with dropout, and batches that are put together anew in each."""
+    """In the middle of the second epoch, with dropout, and batches that are put together anew in each."""
     rows = [row | {"chosen": row["chosen"] * (n % 5 + 1)} for n, row in enumerate(rows_of(40))]
     settings["data"] = write_rows(tmp_path, rows)
     settings |= {"dropout": 0.1, "trainer": TRAINER | {"gradient_accumulation_steps": 2, "save_steps": 1}}
