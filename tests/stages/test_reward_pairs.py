@@ -111,3 +111,10 @@ def test_vocabularies_are_told_apart(tokenizer) -> None:
     assert reward_model.vocabulary_of(other) == reward_model.vocabulary_of(tokenizer)
     other = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, extra_special_tokens=["<|new|>"])
     assert reward_model.vocabulary_of(other) != reward_model.vocabulary_of(tokenizer)
+
+
+def test_held_out_pairs_are_measured_up_to_so_many_tokens(tokenizer) -> None:
+    found = pairs.encode([preference("Yes.", "No.")] * 5, tokenizer, end=2, chat=True, heads=["reward"])
+    each = len(found[0].chosen) + len(found[0].rejected)
+    assert [len(pairs.measurable(found, max_tokens=most)) for most in (1, 3 * each, 9 * each)] == [1, 3, 5]
+    assert pairs.measurable([], max_tokens=1) == []
