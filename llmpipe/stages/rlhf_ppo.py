@@ -63,7 +63,7 @@ class Rollout(Strict):
     engine: Literal["generate", "vllm"] = Field(
         "generate", description="generate samples in this process; vllm asks a server, and needs lora:"
     )
-    url: str | None = Field(None, description="address of the vllm server, such as http://localhost:8000")
+    url: str | None = Field(None, pattern=r"^https?://[^/\s]+/?$", description="of vllm, such as http://localhost:8000")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from llmpipe.errors import StageError
 from llmpipe.training.ppo import core
 from llmpipe.training.ppo.policy_value import PolicyValue, Reference, Sequences, joined
 from llmpipe.training.ppo.rollout import Answer, Sampler
 from llmpipe.training.ppo.scoring import Asked, Rewards
 from llmpipe.training.ppo.shared import AdapterReference
 
+FAR_APART = 0.1  # nats per token; bf16 instead of fp32 makes a few hundredths
 ENTROPY_TOKENS = 512  # of a rollout and process; enough for two figures
 
 
@@ -158,6 +160,8 @@ class Collector:
             "value": core.moments(values[mask])[1],
             "returns_deviation": math.sqrt(core.moments(returns[mask])[2]),
         }
+        mismatch = sampler_mismatch(scored.answers, usable, logps, mask)
+        metrics |= {} if mismatch is None else {"sampler_mismatch": mismatch}
         self._took("reading", begun)
         furthest = float(log_ratios.abs().max()) if mask.any() else 0.0
         return Experience(sequences, logps, values, advantages, returns), metrics, furthest
@@ -218,6 +222,33 @@ class Collector:
 
     def _took(self, phase: str, begun: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun
+
+
+def sampler_mismatch(answers: Sequence[Answer], usable: Tensor, logps: Tensor, mask: Tensor) -> float | None:
+    """Return the mean |log pi - log p| per token between the policy and a sampler that tells p; None if it does not.
+
+    Args:
+        answers: with the sampler's log-probabilities.
+        usable: (answers,), those that are learned from.
+        logps: (answers, longest answer), the policy's.
+        mask: (answers, longest answer), the tokens of usable answers.
+
+    Raises:
+        StageError: the sampler is another model than the policy.
+    """
+    if any(answer.logps is None for answer in answers):
+        return None
+    told = [logp for answer, ok in zip(answers, usable.tolist(), strict=True) if ok for logp in answer.logps or ()]
+    apart = logps[mask].double().cpu() - torch.tensor(told, dtype=torch.float64)
+    mismatch = core.moments(apart.abs())[1]
+    if not mismatch <= FAR_APART:
+        raise StageError(
+            f"the sampler's log-probabilities are {mismatch:.2g} nats per token away from the policy's: "
+            "the answers are another model's",
+            hint="does the server have the same base, and use the adapter that it is sent? At a temperature other than "
+            "1, start it with --logprobs-mode processed_logprobs",
+        )
+    return mismatch
 
 
 def correlation(left: Tensor, right: Tensor) -> float | None:

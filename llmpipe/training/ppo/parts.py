@@ -34,10 +34,11 @@ from llmpipe.training.ppo.policy_value import (
     head_of_scores,
     zero_head,
 )
-from llmpipe.training.ppo.rollout import Generate
+from llmpipe.training.ppo.rollout import Generate, Sampler
 from llmpipe.training.ppo.scoring import Asked, FunctionScorer, ModelScorer, Rewards, Scorer, model_scorer
 from llmpipe.training.ppo.shared import AdapterReference, ValueAdapter
 from llmpipe.training.ppo.trainer import Options
+from llmpipe.training.ppo.vllm import VLLM
 
 if TYPE_CHECKING:
     from llmpipe.stages.rlhf_ppo import Settings
@@ -169,7 +170,7 @@ def collector(
     return Collector(
         model=PolicyValue(policy, value, temperature=settings.rollout.temperature),
         reference=reference,
-        sampler=Generate(ends, tokenizer.pad_token_id, settings.rollout.max_new_tokens, settings.rollout.temperature),
+        sampler=sampler(settings, ctx, tokenizer, ends),
         rewards=Rewards(made, settings.reward_clip),
         penalties=penalties,
         tokenizer=tokenizer,
@@ -178,6 +179,14 @@ def collector(
         tokens_per_pass=2 * settings.micro_batch_tokens,
         report=lambda doing: ctx.progress(doing=doing),
     )
+
+
+def sampler(settings: Settings, ctx: Context, tokenizer: Tokenizer, ends: tuple[int, ...]) -> Sampler:
+    """Make what the policy answers with: this process, or a vLLM server."""
+    longest, temperature = settings.rollout.max_new_tokens, settings.rollout.temperature
+    if settings.rollout.url is None:
+        return Generate(ends, tokenizer.pad_token_id, longest, temperature)
+    return VLLM(settings.rollout.url, ctx.dir / "sent", ends, longest, temperature)
 
 
 def options(settings: Settings, made: Sequence[Scorer], *, learning_rate: float) -> Options:

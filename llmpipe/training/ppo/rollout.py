@@ -18,6 +18,8 @@ class Answer:
 
     ids: list[int]
     finished: bool
+    logps: list[float] | None = None
+    """Log-probabilities in nats of its tokens, as the sampler has them, where it tells."""
 
 
 class Sampler(Protocol):
