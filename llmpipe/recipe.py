@@ -21,6 +21,9 @@ from llmpipe.settings import STAGE_NAME, Accepts, FunctionSource, Passthrough, S
 from llmpipe.wording import message_of, shown_value, yaml_path
 from llmpipe.yaml_tree import KeyPath, Tree
 
+MODEL_MARKS = ("config.json", "adapter_config.json", "tokenizer.json")
+"""Files of which a Hugging Face folder has one: a model, an adapter or a tokenizer."""
+
 
 class RecipeFile(Strict):
     """The top level of a recipe."""
@@ -189,7 +192,7 @@ def _file_problem(path: str, base: Path, *, is_folder: bool) -> str | None:
             return error.problems[0].message
     elif not (base / path).is_dir():
         return f"no such folder: {path}"
-    elif not any((base / path / file).is_file() for file in ("config.json", "tokenizer.json")):
+    elif not any((base / path / file).is_file() for file in MODEL_MARKS):
         return f"{path} has no config.json; a Hugging Face model folder is needed"
     return None
 

@@ -1,0 +1,63 @@
+"""What a recipe may write under `lora:`, said at its place before anything heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmpipe import lora
+from llmpipe.passthrough import options_of
+from tests.unit.test_mistakes import problems
+
+PPO = """name: x
+stages:
+  ppo:
+    kind: rlhf-ppo
+    model: {path: chat}
+    reward: {path: judge}
+    data: {path: p.jsonl}
+    OPTIONS
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folders that the recipe names; `chat` is an adapter."""
+    for name, mark in (("chat", "adapter_config.json"), ("judge", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / mark).write_text("{}")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    return tmp_path
+
+
+def test_what_is_reserved_is_an_option_of_peft() -> None:
+    assert lora.RESERVED.keys() | lora.DEFAULTS.keys() <= options_of("peft.LoraConfig").keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("lora: {}", None),
+        ("lora: {r: 8, lora_alpha: 16, target_modules: all-linear, lora_dropout: 0.0, use_rslora: true}", None),
+        ("lora: {target_modules: [q_proj, v_proj]}", None),
+        ("lora: {rank: 8}", "8:12: stages.ppo.lora.rank: not an option of LoraConfig"),
+        ("lora: {r: eight}", "8:15: stages.ppo.lora.r: must be a whole number (int), not the text 'eight'"),
+        ("lora: {task_type: CAUSAL_LM}", "8:12: stages.ppo.lora.task_type: is reserved: it is a language model's"),
+        ("lora: {init_lora_weights: pissa}", "is reserved: an adapter begins as nothing"),
+        ("lora: {base_model_name_or_path: x}", "is reserved: set `model:` of the stage"),
+        ("lora: {lora_dropout: 0.1}", "lora.lora_dropout makes the probabilities before and after a step differ"),
+        ("{lora: {}, trainer: {gradient_checkpointing: true}}", "with lora: gives wrong gradients"),
+        ("{lora: {}, value_model: head, trainer: {gradient_checkpointing: true}}", None),
+        ("rollout: {engine: vllm, url: 'http://gpu:8000'}", "rollout.engine: vllm needs lora:"),
+        ("{lora: {}, rollout: {engine: vllm, url: 'http://gpu:8000'}}", None),
+        ("{lora: {}, rollout: {engine: vllm}}", "engine: vllm and url: belong together"),
+        ("{lora: {}, rollout: {engine: vllm, url: 'gpu:8000'}}", "stages.ppo.rollout.url"),
+    ],
+)
+def test_options(folder: Path, options: str, said: str | None) -> None:
+    several = options.removeprefix("{").removesuffix("}").replace(", trainer", "\n    trainer")
+    several = several.replace(", rollout", "\n    rollout").replace(", value_model", "\n    value_model")
+    found = problems(folder, PPO.replace("OPTIONS", several if options.startswith("{") else options))
+    assert len(found) == (said is not None), found
+    assert all(said is not None and said in problem for problem in found)
