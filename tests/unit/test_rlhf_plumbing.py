@@ -215,6 +215,7 @@ def test_a_function_written_wrongly(source: str, message: str) -> None:
         ("(*, answers, prompts, scale)", False),
         ("(prompts, answers, scale)", False),
         ("(prompts, answers, /)", False),
+        ("(rows, /, prompts, answers)", False),
         ("(*rows)", False),
         ("(answers)", False),
     ],
@@ -367,6 +368,20 @@ def test_flags_that_do_not_fit(arguments: tuple[str, ...], monkeypatch: pytest.M
     done = call(monkeypatch, *arguments, "--run", "mine")
     assert (done.exit_code, done.stderr) == (2, WRONG_FLAGS[arguments])
     assert not Path("mine/recipe.yaml").exists()
+
+
+def test_rlhf_learns_from_its_own_reward_stage_unless_the_recipe_says_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_by_ppo_of(recipe: str) -> list[str]:
+        Path("mine").mkdir(exist_ok=True)
+        Path("mine/recipe.yaml").write_text(HEAD + recipe, encoding="utf-8")
+        flags = ("--model", "hub:a/b", "--data", "storyworld", "--dry-run", "--json")
+        steps = json.loads(call(monkeypatch, "rlhf", "--run", "mine", *flags).stdout)["steps"]
+        return next(step["inputs"] for step in steps if step["name"] == "ppo")
+
+    other = JUDGE.replace("model: chat", "model: {hub: a/b}").replace("{path: pairs.jsonl}", "{builtin: storyworld}")
+    assert read_by_ppo_of(other) == ["a/b", "reward", "storyworld"]
+    written = "  ppo: {kind: rlhf-ppo, reward: [reward, {hub: a/c}], model: {hub: a/b}, data: {builtin: storyworld}}\n"
+    assert read_by_ppo_of(other + written) == ["a/b", "reward", "a/c", "storyworld"]
 
 
 def test_rlhf_needs_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
