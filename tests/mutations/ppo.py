@@ -3,10 +3,12 @@
     python tests/mutations/ppo.py [NAME or ITEM ...]
 
 Copies the package and its tests to a temporary folder, puts one mutation of `ppo_table.py` into the copy, runs the
-tests that it names, and prints a line for each: killed, or SURVIVED. A mutation whose old text is not found exactly
-once is an error, so that the table keeps up with the code. Needs a system with fork: torch is imported once.
+tests that it names, which pass without it, and prints a line for each: killed, or SURVIVED. A mutation whose old
+text is not found exactly once is an error, so that the table keeps up with the code. Needs a system with fork: torch
+is imported once.
 """
 
+# ruff: noqa: T201 -- a script
 from __future__ import annotations
 
 import os
@@ -95,6 +97,9 @@ def main(names: list[str]) -> None:
         for part in ("llmpipe", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
+        for tests in dict.fromkeys(mutation.tests for mutation in chosen):
+            if not run_tests(folder, tests):
+                raise SystemExit((folder / "said.txt").read_text() + f"\n{tests}: fails without any mutation")
         for mutation in chosen:
             begun = time.perf_counter()
             killed = is_killed(mutation, folder)

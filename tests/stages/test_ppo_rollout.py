@@ -13,8 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llmpipe.training.ppo import core
-from llmpipe.training.ppo.experience import Experience, Penalties, Scored, correlation, plan
-from llmpipe.training.ppo.prompts import PromptStream
+from llmpipe.training.ppo.experience import Experience, Penalties, Scored, correlation
 from llmpipe.training.ppo.rollout import Answer, Generate, cut
 from llmpipe.training.ppo.scoring import FunctionScorer, Rewards
 from llmpipe.training.ppo.trainer import PPOTrainer
@@ -62,6 +61,7 @@ def test_sampling_stops_at_every_end_token() -> None:
     assert ends == {1, 4}
     assert not any({1, 4} & set(answer.ids[:-1]) for answer in answers)
     assert {len(answer.ids) for answer in answers if not answer.finished} == {6}
+    assert Generate(tuple(range(7)), 0, 6, 1.0)._generate(llama(7), PROMPTS).shape == (4, 1), "went on after the end"
 
 
 def test_sampling_is_at_the_temperature() -> None:
@@ -202,7 +202,7 @@ def test_what_is_not_finite_is_no_reward(tmp_path: Path) -> None:
     assert rewards.total(scores).isfinite().tolist() == [True, False, True, False]
 
 
-# --- what is left out, and in which order
+# --- what is left out, and what is said of the rest
 
 
 def test_answers_without_a_score_are_left_out(tmp_path: Path) -> None:
@@ -225,6 +225,17 @@ class Says:
 
     def sample(self, policy: PreTrainedModel, prompts: Sequence[list[int]], *, seed: int) -> list[Answer]:
         return [self.answers[place % len(self.answers)] for place in range(len(prompts))]
+
+
+def test_metrics_of_a_rollout_by_hand(tmp_path: Path) -> None:
+    """Items 23 and 24."""
+    trainer = small(tmp_path, reward=lambda ids: -float(len(ids)))
+    trainer.collector.sampler = Says(Answer([2, 1], True), Answer([2, 3, 4, 5, 6], False))
+    _, metrics, _ = gather(trainer)
+    assert (metrics["length"], metrics["ended_share"], metrics["unique_share"]) == (3.5, 0.5, 2 / 16)
+    assert (metrics["reward"], metrics["reward_known"], metrics["skipped"]) == (-3.5, -3.5, 0)
+    assert metrics["reward_deviation"] == pytest.approx((16 / 15 * 2.25) ** 0.5)
+    assert metrics["reward_length_correlation"] == pytest.approx(-1)
 
 
 @pytest.mark.parametrize(
@@ -252,37 +263,6 @@ def test_a_process_without_held_out_prompts_measures_nothing(tmp_path: Path) -> 
     sequences = collector.sequences([], scored, collector.rewards_of(scored).isfinite())
     found = collector.metrics(scored, collector.read(sequences)[2])
     assert (found["reward"], found["kl"], found["skipped"]) == (0.0, 0.0, 0)
-
-
-def test_a_plan_takes_each_answer_once_an_epoch_in_a_new_order() -> None:
-    """Items 20 and 21: epochs x minibatches steps; passes of similar lengths, which change no mean."""
-    lengths = [(7 * row) % 11 + 1 for row in range(16)]
-    planned = plan(lengths, epochs=3, minibatches=4, passes=2, seed=0)
-    assert sum(micro.ends_minibatch for micro in planned) == 3 * 4 and len(planned) == 3 * 4 * 2
-    assert [micro.ends_minibatch for micro in planned] == [False, True] * 12
-    epochs = [[row for micro in planned[first : first + 8] for row in micro.rows] for first in (0, 8, 16)]
-    assert all(sorted(rows) == list(range(16)) for rows in epochs)
-    minibatches = [frozenset(planned[place].rows + planned[place + 1].rows) for place in range(0, 24, 2)]
-    assert len(set(minibatches)) > 4, "the same minibatches in every epoch"
-    for place in range(0, 24, 2):
-        both = [lengths[row] for micro in planned[place : place + 2] for row in micro.rows]
-        assert both == sorted(both)
-        assert planned[place].tokens == planned[place + 1].tokens == sum(both)
-    assert planned == plan(lengths, epochs=3, minibatches=4, passes=2, seed=0)
-    assert planned != plan(lengths, epochs=3, minibatches=4, passes=2, seed=1)
-
-
-def test_prompts_come_once_each_before_any_repeats() -> None:
-    """Item 21: over the borders of rollouts, and from a checkpoint."""
-    stream = PromptStream(7, seed=3)
-    taken = [stream.take(4) for _ in range(7)]
-    flat = [index for part in taken for index in part]
-    rounds = [flat[first : first + 7] for first in range(0, 28, 7)]
-    assert all(sorted(one) == list(range(7)) for one in rounds) and len({tuple(one) for one in rounds}) == 4
-    again = PromptStream(7, seed=3)
-    again.take(8)
-    again = PromptStream(**again.state())
-    assert again.take(4) == taken[2]
 
 
 def test_correlation() -> None:

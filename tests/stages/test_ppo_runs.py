@@ -81,3 +81,42 @@ def test_an_adaptive_price_moves_between_rollouts(tmp_path: Path) -> None:
         assert entry["beta"] == pytest.approx(price)
         price *= 1 + min(max(entry["kl"] / 0.5 - 1, -0.2), 0.2) * 16 / 100
     assert trainer.price.beta == pytest.approx(price) != 0.1
+
+
+def test_the_scale_of_rewards_is_that_of_the_first_rollout(tmp_path: Path) -> None:
+    """Item 12: measured on the reference's answers; a scale that moved along would hide what was gained."""
+    scorer = OnTokens(lambda ids: sum(ids) / 20)
+    scorer.normalized = True  # type: ignore[misc]
+    trainer, _ = made(tmp_path, scorers=[scorer])
+    trainer.roll_out()
+    rewards = trainer.collector.rewards
+    first = (rewards.shift, rewards.scale)
+    assert trainer.metrics["reward"] == pytest.approx(0, abs=1e-6)
+    assert trainer.metrics["reward_deviation"] == pytest.approx(1)
+    trainer.train()
+    assert trainer.rollouts == 3 and (rewards.shift, rewards.scale) == first
+
+
+def test_measuring_changes_nothing_of_a_run(tmp_path: Path) -> None:
+    """Items 23 and 28: measured on held-out prompts after every rollout, a run has the weights of one that is not."""
+    plain, _ = made(tmp_path / "a", kl={"coefficient": 0.1, "target": 0.01, "horizon": 100})
+    plain.train()
+    measured, _ = made(
+        tmp_path / "b",
+        held_out=[[2, 3], [5]] * 20,
+        evaluate_every=1,
+        arguments={"eval_strategy": "steps"},
+        kl={"coefficient": 0.1, "target": 0.01, "horizon": 100},
+    )
+    before = measured.measure()
+    assert measured.measure() is before, "measured twice"
+    measured.train()
+    assert equal(weights(plain), weights(measured))
+    assert [entry["step"] for entry in measured.measures] == [0, 4, 8, 12]
+    assert measured.price.beta != 0.1
+    for entry in measured.measures:
+        assert entry["loss"] == pytest.approx(0.1 * entry["kl"] - entry["reward"]), "not the price of the start"
+    assert abs(before["kl"]) < 1e-6 < measured.measures[-1]["kl"]
+    logged = [entry["eval_loss"] for entry in measured.state.log_history if "eval_loss" in entry]
+    assert logged == [entry["loss"] for entry in measured.measures[1:]]
+    assert measured.kept(logged[0])["step"] == 4 and measured.kept(None)["step"] == 12

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from llmpipe.errors import StageError
 from llmpipe.stages import rlhf_ppo
+from llmpipe.training.ppo.experience import plan
+from llmpipe.training.ppo.prompts import PromptStream
 from tests.stages.ppo_worlds import OnTokens, equal, llama, made, weights
 
 # --- steps and batches
@@ -90,6 +92,37 @@ def test_prompts_of_a_rollout(tmp_path: Path, samples_per_prompt: int) -> None:
     assert sorted(lengths) == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     if samples_per_prompt > 1:
         assert all(len(set(lengths[first : first + 4])) == 1 for first in range(0, 16, 4))
+
+
+def test_a_plan_takes_each_answer_once_an_epoch_in_a_new_order() -> None:
+    """Items 20 and 21: epochs x minibatches steps; passes of similar lengths, which change no mean."""
+    lengths = [(7 * row) % 11 + 1 for row in range(16)]
+    planned = plan(lengths, epochs=3, minibatches=4, passes=2, seed=0)
+    assert sum(micro.ends_minibatch for micro in planned) == 3 * 4 and len(planned) == 3 * 4 * 2
+    assert [micro.ends_minibatch for micro in planned] == [False, True] * 12
+    epochs = [[row for micro in planned[first : first + 8] for row in micro.rows] for first in (0, 8, 16)]
+    assert all(sorted(rows) == list(range(16)) for rows in epochs)
+    minibatches = [frozenset(planned[place].rows + planned[place + 1].rows) for place in range(0, 24, 2)]
+    assert len(set(minibatches)) > 4, "the same minibatches in every epoch"
+    for place in range(0, 24, 2):
+        both = [lengths[row] for micro in planned[place : place + 2] for row in micro.rows]
+        assert both == sorted(both)
+        assert planned[place].tokens == planned[place + 1].tokens == sum(both)
+    assert planned == plan(lengths, epochs=3, minibatches=4, passes=2, seed=0)
+    assert planned != plan(lengths, epochs=3, minibatches=4, passes=2, seed=1)
+
+
+def test_prompts_come_once_each_before_any_repeats() -> None:
+    """Item 21: over the borders of rollouts, and from a checkpoint."""
+    stream = PromptStream(7, seed=3)
+    taken = [stream.take(4) for _ in range(7)]
+    flat = [index for part in taken for index in part]
+    rounds = [flat[first : first + 7] for first in range(0, 28, 7)]
+    assert all(sorted(one) == list(range(7)) for one in rounds) and len({tuple(one) for one in rounds}) == 4
+    again = PromptStream(7, seed=3)
+    again.take(8)
+    again = PromptStream(**again.state())
+    assert again.take(4) == taken[2]
 
 
 # --- before the first step
@@ -194,10 +227,13 @@ def test_target_kl_leaves_a_rollout_and_keeps_the_schedule(tmp_path: Path) -> No
 
 
 def test_target_kl_compares_a_mean_over_tokens(tmp_path: Path) -> None:
-    """Item 22: far above what happens, it stops nothing."""
-    trainer, watch = made(tmp_path, target_kl=1.0)
+    """Item 22: above the KL per token that there is, and below that of a minibatch, it stops nothing."""
+    trainer, _ = made(tmp_path / "a")
     trainer.train()
-    assert len(watch.steps) == 12 and max(entry["policy_kl"] for entry in trainer.history) > 0
+    most = max(entry["policy_kl"] for entry in trainer.history)
+    again, watch = made(tmp_path / "b", target_kl=3 * most)
+    again.train()
+    assert most > 0 and len(watch.steps) == 12
 
 
 def test_a_warmup_teaches_the_value_alone(tmp_path: Path) -> None:
