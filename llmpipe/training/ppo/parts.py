@@ -73,13 +73,21 @@ def read_asked(
 
 
 def encoded(prompt: Prompt, tokenizer: Tokenizer, *, chat: bool) -> Asked:
-    """Tokenise a prompt up to where the answer begins: through the chat template, or as plain text after bos."""
+    """Tokenise a prompt up to where the answer begins: through the chat template, or as plain text after bos.
+
+    Raises:
+        DataError: there is no token that an answer could follow.
+    """
     if chat:
         text = render(Conversation(prompt.messages), tokenizer, len(prompt.messages), ask=True)
         return Asked(prompt, tokenizer(text, add_special_tokens=False)["input_ids"])
     text = prompt.text if prompt.text is not None else "\n".join(turn["content"] for turn in prompt.messages)
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return Asked(prompt, opening + tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = opening + tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        message = "a prompt is empty, and this tokenizer has no begin token that an answer could follow"
+        raise DataError(message, hint="leave out rows with an empty prompt")
+    return Asked(prompt, ids)
 
 
 def end_ids(model: PreTrainedModel, tokenizer: Tokenizer, stop: Sequence[str] | None) -> tuple[int, ...]:
