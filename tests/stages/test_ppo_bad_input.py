@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from llmpipe.data.preferences import Prompt
 from llmpipe.errors import DataError, LlmpipeError, StageError
 from llmpipe.stages import rlhf_ppo
 from llmpipe.training.ppo import parts
@@ -162,6 +163,17 @@ def test_prompts_longer_than_the_context(run: Callable[..., Any]) -> None:
     assert isinstance(error, DataError)
     assert str(error) == "no prompt has at most 58 tokens, which is what rollout.max_new_tokens leaves of the context"
     assert error.hint == "lower rollout.max_new_tokens, or use a model with a longer context"
+
+
+def test_an_empty_prompt_needs_a_begin_token(tokenizer: Any) -> None:
+    """Item 30: with one, the model may say what it likes."""
+    empty = Prompt([], text="")
+    assert parts.encoded(empty, tokenizer, chat=False).ids == [tokenizer.bos_token_id]
+    plain = tokenizer.__class__(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(DataError) as error:
+        parts.encoded(empty, plain, chat=False)
+    assert str(error.value) == "a prompt is empty, and this tokenizer has no begin token that an answer could follow"
+    assert error.value.hint == "leave out rows with an empty prompt"
 
 
 @pytest.mark.parametrize(

