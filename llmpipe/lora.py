@@ -38,14 +38,19 @@ RESERVED = {
 """Options of peft.LoraConfig that are reserved, with the reason or with what to do instead."""
 
 
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+"""The names that transformers 5.23 has for one thing."""
+
+
 def ppo_problem(lora: dict[str, Any], value_model: str, trainer: dict[str, Any]) -> str | None:
     """Say why PPO cannot train with these options, or None."""
     if lora.get("lora_dropout"):
         return "lora.lora_dropout makes the probabilities before and after a step differ; leave it out"
-    if value_model == "separate" and trainer.get("gradient_checkpointing"):
-        # peft 0.21 recomputes an activation with the adapter that is active then: the value's, in the policy's layers
-        return (
-            "trainer.gradient_checkpointing with lora: gives wrong gradients, for policy and value are adapters on one "
-            "base; leave it out, or set value_model: head"
-        )
+    for option in CHECKPOINTING:
+        if value_model == "separate" and trainer.get(option):
+            # peft 0.21 recomputes with the adapter that is active by then, which is the policy's, in the value's pass
+            return (
+                f"trainer.{option} with lora: gives wrong gradients, for policy and value are adapters on one base; "
+                "leave it out, or set value_model: head"
+            )
     return None

@@ -151,7 +151,7 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             Problem("merged into its base, this adapter gives other logits than beside it", where=str(folder)),
             hint="was the base changed since, or its vocabulary?",
         )
-    return merged
+    return merged.requires_grad_(True)  # peft froze it
 
 
 def merges(policy: PeftModel) -> bool:

@@ -75,6 +75,8 @@ def test_a_merged_adapter_gives_the_adapters_logits(elsewhere: tuple[Path, torch
     folder, wanted = elsewhere
     model, tokenizer = models.load(PathSource(path=str(folder), weight=1.0), ctx)
     assert not isinstance(model, PeftModel)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not hasattr(model, "peft_config")
     torch.testing.assert_close(logits(model), wanted, atol=1e-5, rtol=0)
     assert tokenizer.chat_template  # its base's, for it has none
 
@@ -241,7 +243,8 @@ stages:
     trainer: {max_steps: 3, per_device_train_batch_size: 4}
   ppo: {kind: rlhf-ppo, model: base, lora: {r: 4}, PPO}
   more: {kind: rlhf-ppo, model: ppo, lora: {}, PPO}
-  scores: {kind: eval, models: [base, ppo, more], suites: [perplexity]}
+  tuned: {kind: sft, model: more, data: {builtin: storyworld, rows: 60}, too_long: truncate, trainer: {max_steps: 2}}
+  scores: {kind: eval, models: [base, ppo, more, tuned], suites: [perplexity]}
 """
 PPO = """
     reward: {function: "reward.py:length"}, data: {path: prompts.jsonl}, chat: false, rollouts: 2, keep: last,
@@ -269,7 +272,7 @@ def test_a_recipe_makes_an_adapter_and_measures_it(
     assert bases == ["base", "base"]
     assert str(tmp_path) not in (run / "ppo" / "adapter" / "adapter_config.json").read_text()
     scores = read_json(run / "scores" / "scores.json")["models"]
-    assert len({round(entry["perplexity"], 6) for entry in scores.values()}) == 3  # each was read with its adapter
+    assert len({round(entry["perplexity"], 6) for entry in scores.values()}) == 4  # each was read with its adapter
     plain = AutoModelForCausalLM.from_pretrained(run / "base" / "model")
     adapted = PeftModel.from_pretrained(plain, run / "more" / "adapter")  # peft alone can read it, too
     merged, _ = models.load(PathSource.model_validate({"path": str(run / "more" / "adapter")}), ctx)

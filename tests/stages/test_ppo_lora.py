@@ -245,8 +245,8 @@ def test_recomputed_activations_give_the_same_gradients_with_a_head() -> None:
     policy = stirred(llama(16), value=False).train()
     model = PolicyValue(policy, head_of(2), temperature=1.0)
     plain = ppo_gradients(model)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    assert model.is_gradient_checkpointing
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    assert model.is_activation_checkpointing
     recomputed = ppo_gradients(model)
     assert plain.keys() == recomputed.keys()
     assert all(torch.allclose(plain[name], recomputed[name], atol=1e-7) for name in plain)

@@ -48,6 +48,7 @@ def test_what_is_reserved_is_an_option_of_peft() -> None:
         ("lora: {base_model_name_or_path: x}", "is reserved: set `model:` of the stage"),
         ("lora: {lora_dropout: 0.1}", "lora.lora_dropout makes the probabilities before and after a step differ"),
         ("{lora: {}, trainer: {gradient_checkpointing: true}}", "with lora: gives wrong gradients"),
+        ("{lora: {}, trainer: {activation_checkpointing: true}}", "with lora: gives wrong gradients"),
         ("{lora: {}, value_model: head, trainer: {gradient_checkpointing: true}}", None),
         ("rollout: {engine: vllm, url: 'http://gpu:8000'}", "rollout.engine: vllm needs lora:"),
         ("{lora: {}, rollout: {engine: vllm, url: 'http://gpu:8000'}}", None),

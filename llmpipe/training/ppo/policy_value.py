@@ -182,15 +182,15 @@ class PolicyValue(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
+    def is_activation_checkpointing(self) -> bool:
         """Whether the policy recomputes its activations; Trainer asks."""
-        return bool(self.policy.is_gradient_checkpointing)
+        return bool(self.policy.is_activation_checkpointing)
 
-    def gradient_checkpointing_enable(self, **options: object) -> None:
+    def activation_checkpointing_enable(self, **options: object) -> None:
         """Recompute activations in both networks."""
-        self.policy.gradient_checkpointing_enable(**options)
+        self.policy.activation_checkpointing_enable(**options)
         if isinstance(self.value, ValueNetwork):
-            self.value.backbone.gradient_checkpointing_enable(**options)
+            self.value.backbone.activation_checkpointing_enable(**options)
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
