@@ -118,7 +118,7 @@ def test_a_function_may_return_any_row_of_numbers(kind: str) -> None:
 def test_without_held_out_prompts_the_rollouts_are_compared(run: Callable[..., Any], tmp_path: Path) -> None:
     source = "def f(prompts, answers):\n    return range(len(answers))\n"
     result, _ = run(source, rollouts=2, missing_end_penalty=0)
-    assert result.outputs == ["model"] and (tmp_path / "x" / "model" / "model.safetensors").exists()
+    assert "model" in result.outputs and (tmp_path / "x" / "model" / "model.safetensors").exists()
     assert (result.metrics["reward_before"], result.metrics["answers"], result.metrics["held_out_prompts"]) == (
         3.5,
         16,
