@@ -106,7 +106,7 @@ class BuiltinSource(Strict):
 class FunctionSource(Strict):
     """A Python function, in a file beside the recipe; run only with --allow-code."""
 
-    function: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$", description="FILE.py:NAME, relative to the recipe file")
+    function: str = Field(pattern=r"^.+\.py:[A-Za-z_]\w*$", description="FILE.py:NAME, relative to the recipe file")
     weight: float = Field(1.0, description="what its score is multiplied by")
 
 

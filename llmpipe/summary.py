@@ -12,6 +12,9 @@ from llmpipe import console
 from llmpipe.artifact import Manifest, read_json, read_manifest
 
 LABELS = {
+    "reward": "reward, held-out prompts",
+    "length": "tokens in an answer",
+    "ended_share": "answers that come to an end",
     "held_out_loss": "nats per token, held-out rows",
     "follows_share": "does what it is asked, unseen pairs",
     "well_formed_share": "tells a whole story",

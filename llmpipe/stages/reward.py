@@ -106,11 +106,10 @@ def run(settings: Settings, ctx: Context) -> Result:
     from trl import RewardConfig
 
     from llmpipe.training import arguments, flow, models, reward_model
-    from llmpipe.training.reward_trainer import PreferenceTrainer, classifier, refuse_encoder_decoder
+    from llmpipe.training.reward_trainer import PreferenceTrainer, classifier
 
     assert settings.model is not None
     set_seed(ctx.seed)  # a pad token that has to be added gets random weights
-    refuse_encoder_decoder(settings.model, ctx)
     model, tokenizer = models.load(settings.model, ctx)
     models.mend_pad(model, tokenizer, ctx)
     context = models.fitting_context(model, settings.context or models.context_length(model))

@@ -192,20 +192,13 @@ def run(settings: Settings, ctx: Context) -> Result:
         f"{settings.kl.coefficient} of reward."
     )
     fitted = flow.fit(trainer, ctx, settings)
-    metrics: dict[str, Any] = {
-        key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted
-    }
-    measured = len(trainer.measures) > 0  # else the first and the last rollout have to do
-    before = trainer.measures[0] if measured else trainer.history[0]
-    after = trainer.kept(fitted["held_out_loss"]) if measured else trainer.history[-1]
-    changed = ("reward", "length", "ended_share", "unique_share")
-    metrics |= {f"{key}_before": before[key] for key in changed} | {key: after[key] for key in changed}
-    metrics |= {"kl": after["kl"], "rollouts": trainer.rollouts, "answers": trainer.rollouts * settings.rollout.samples}
+    metrics, samples = trainer.outcome(fitted.get("held_out_loss"))
+    metrics |= {key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted}
+    metrics |= {"rollouts": trainer.rollouts, "answers": trainer.rollouts * settings.rollout.samples}
     if ctx.rank == 0:
-        if measured:
-            write_json(ctx.dir / "samples.json", {"samples": side_by_side(before, after)})
+        write_json(ctx.dir / "samples.json", {"samples": samples})
         adapters.save_policy(policy, begun, ctx.output(produces(settings)))
-    outputs = [ctx.output(produces(settings)).name, *(["samples.json"] if measured else [])]
+    outputs = [ctx.output(produces(settings)).name, "samples.json"]
     return Result(outputs=outputs, metrics=metrics | facts, gates=gates(trainer, ends))
 
 
@@ -221,10 +214,13 @@ def prepare(
 
     from llmpipe.training import arguments
     from llmpipe.training.models import context_length
-    from llmpipe.training.ppo import core, parts
+    from llmpipe.training.ppo import core, judges, parts
     from llmpipe.training.ppo.trainer import PPOTrainer
 
     assert settings.data is not None and settings.reward is not None
+    judged_by = judges.load(settings.reward, ctx)
+    if settings.chat:
+        judges.adopt_template(tokenizer, judged_by, ctx)
     chat = settings.chat and tokenizer.chat_template is not None
     room = context_length(policy) - settings.rollout.max_new_tokens
     prompts, held_out, dropped = parts.read_asked(
@@ -232,9 +228,7 @@ def prepare(
     )
     held_out = list(islice(cycle(held_out), settings.evaluate_answers))
     longest = max(len(one.ids) for one in [*prompts, *held_out]) + settings.rollout.max_new_tokens
-    scorers = parts.scorers(
-        settings.reward, ctx, tokenizer, chat=chat, normalize=settings.normalize_reward, longest=longest
-    )
+    scorers = judges.scorers(judged_by, ctx, tokenizer, chat=chat, normalize=settings.normalize_reward, longest=longest)
     args = arguments.build(
         TrainingArguments,
         ctx,
@@ -263,20 +257,6 @@ def prepare(
         "held_out_prompts": len({one.shown for one in held_out}),
         "too_long_prompts": dropped,
     }
-
-
-def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    """Pair the answers to the same held-out prompts."""
-    return [
-        {
-            "prompt": old["prompt"],
-            "before": old["answer"],
-            "after": new["answer"],
-            "reward_before": old["reward"],
-            "reward_after": new["reward"],
-        }
-        for old, new in zip(before["samples"], after["samples"], strict=True)
-    ]
 
 
 def gates(trainer: PPOTrainer, ends: tuple[int, ...]) -> list[Gate]:

@@ -86,6 +86,9 @@ def load(source: AnySource, ctx: Context) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a causal model in fp32 with its tokenizer, from a stage, a folder or the hub; an adapter is merged.
 
     Only safetensors weights are read and code of a model's repository is never run.
+
+    Raises:
+        StageError: it cannot be loaded, or is an encoder-decoder.
     """
     from llmpipe.training import adapters  # which loads the model under an adapter with this function
 
@@ -96,6 +99,10 @@ def load(source: AnySource, ctx: Context) -> tuple[PreTrainedModel, Tokenizer]:
     revision = revision_of(source, ctx, kind="model") if isinstance(source, HubSource) else None
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": revision is None}
     try:
+        config = AutoConfig.from_pretrained(folder, **options)
+        if config.is_encoder_decoder:  # some load as a decoder alone, without a word
+            problem = Problem(f"{config.model_type} is an encoder-decoder; a causal model is needed", where=folder)
+            raise StageError(problem, hint="begin from a causal model, such as a Llama or a GPT-2")
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
     except (OSError, ValueError) as error:

@@ -12,35 +12,15 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 from torch.utils.data import Sampler
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
-from llmpipe.context import Context
-from llmpipe.data.hub import revision_of
-from llmpipe.errors import Problem, StageError
-from llmpipe.settings import AnySource, HubSource
+from llmpipe.errors import StageError
 from llmpipe.training.flow import Measured
 from llmpipe.training.pairs import Pair, PairCollator, columns_of
 from llmpipe.training.reward_model import RewardModel
 
 BATCHES_TO_SORT = 16
-
-
-def refuse_encoder_decoder(source: AnySource, ctx: Context) -> None:
-    """Refuse a model that reads prompt and answer apart; some of them load as a decoder alone, without a word.
-
-    Raises:
-        StageError: the model is an encoder-decoder.
-    """
-    revision = revision_of(source, ctx, kind="model") if isinstance(source, HubSource) else None
-    folder = ctx.folder_of(source)
-    try:
-        config = AutoConfig.from_pretrained(folder, revision=revision, local_files_only=revision is None)
-    except (OSError, ValueError):
-        return  # an adapter, or nothing that loads: loading it says so
-    if config.is_encoder_decoder:
-        message = f"{config.model_type} is an encoder-decoder; a reward model reads prompt and answer as one text"
-        raise StageError(Problem(message, where=folder), hint="begin from a causal model, such as a Llama or a GPT-2")
 
 
 def classifier(model: PreTrainedModel, criteria: Sequence[str]) -> PreTrainedModel:

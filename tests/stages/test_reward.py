@@ -201,7 +201,7 @@ def test_encoder_decoders_are_refused(settings, tmp_path, tokenizer) -> None:
     tokenizer.save_pretrained(tmp_path / "bart")
     error = refused(settings | {"model": {"path": str(tmp_path / "bart")}}, tmp_path)
     assert isinstance(error, StageError)
-    message = "bart is an encoder-decoder; a reward model reads prompt and answer as one text"
+    message = "bart is an encoder-decoder; a causal model is needed"
     assert str(error) == f"{tmp_path / 'bart'}: {message}"
     assert error.hint == "begin from a causal model, such as a Llama or a GPT-2"
 

@@ -119,7 +119,6 @@ class Collector:
         self.report("scoring")
         begun = time.perf_counter()
         texts = self.tokenizer.batch_decode([answer.ids for answer in answers], skip_special_tokens=True)
-        texts = [text.strip() for text in texts]
         components = self.rewards.components(asked, answers, texts)
         self._took("scoring", begun)
         return Scored(answers, texts, components, self.penalties.of(answers))

@@ -12,6 +12,7 @@ from llmpipe.training.ppo.experience import Collector
 from llmpipe.training.ppo.scoring import Asked
 
 KEPT = ("reward", "kl", "length", "ended_share", "unique_share", "skipped")
+CHANGED = ("reward", "length", "ended_share")
 SAMPLES = 3
 
 
@@ -27,6 +28,7 @@ class HeldOut:
     collector: Collector
     price: core.KLPrice
     measures: list[dict[str, Any]]
+    history: list[dict[str, Any]]
     log: Any
     roll_out: Callable[[], None]
     compute_loss_context_manager: Any
@@ -68,7 +70,7 @@ class HeldOut:
                 "step": step,
                 "loss": self.price.initial * metrics["kl"] - metrics["reward"],
                 "samples": [
-                    {"prompt": one.shown, "answer": text, "reward": reward}
+                    {"prompt": one.shown, "answer": text.strip(), "reward": reward}
                     for one, text, reward in list(samples)[:SAMPLES]
                 ],
             }
@@ -78,3 +80,25 @@ class HeldOut:
     def kept(self, loss: float | None) -> dict[str, Any]:
         """Return the measurement of the weights that were kept: the one with this loss, else the last."""
         return next((found for found in self.measures if found["loss"] == loss), self.measures[-1])
+
+    def outcome(self, loss: float | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return what changed, and answers to the same prompts before and after.
+
+        Without held-out prompts, the first and the last rollout have to do.
+        """
+        measured = len(self.measures) > 0
+        before = self.measures[0] if measured else self.history[0]
+        after = self.kept(loss) if measured else self.history[-1]
+        metrics = {key: after[key] for key in (*CHANGED, "kl", "unique_share")}
+        metrics |= {f"{key}_before": before[key] for key in CHANGED}
+        pairs = zip(before["samples"], after["samples"], strict=True) if measured else ()
+        return metrics, [
+            {
+                "prompt": old["prompt"],
+                "before": old["answer"],
+                "after": new["answer"],
+                "reward_before": old["reward"],
+                "reward_after": new["reward"],
+            }
+            for old, new in pairs
+        ]

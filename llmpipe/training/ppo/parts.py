@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +16,11 @@ from llmpipe.context import Context
 from llmpipe.data.formats import Conversation
 from llmpipe.data.preferences import Prompt
 from llmpipe.data.sources import read_prompts, split_by_prompt
-from llmpipe.errors import DataError, Problem, StageError, did_you_mean
-from llmpipe.settings import AnySource, FunctionSource
-from llmpipe.training import reward_model
+from llmpipe.errors import DataError, StageError, did_you_mean
+from llmpipe.settings import AnySource
 from llmpipe.training.arguments import world_size
 from llmpipe.training.chat import render
-from llmpipe.training.models import context_length, set_dropout
+from llmpipe.training.models import set_dropout
 from llmpipe.training.ppo.experience import Collector, Penalties
 from llmpipe.training.ppo.policy_value import (
     PolicyValue,
@@ -35,7 +31,7 @@ from llmpipe.training.ppo.policy_value import (
     zero_head,
 )
 from llmpipe.training.ppo.rollout import Generate, Sampler
-from llmpipe.training.ppo.scoring import Asked, FunctionScorer, ModelScorer, Rewards, Scorer, model_scorer
+from llmpipe.training.ppo.scoring import Asked, ModelScorer, Rewards, Scorer
 from llmpipe.training.ppo.shared import AdapterReference, ValueAdapter
 from llmpipe.training.ppo.trainer import Options
 from llmpipe.training.ppo.vllm import VLLM
@@ -111,46 +107,6 @@ def end_ids(model: PreTrainedModel, tokenizer: Tokenizer, stop: Sequence[str] | 
             hint='name the token that ends an answer: rollout: {stop: ["<|end|>"]}',
         )
     return tuple(found) if isinstance(found, list) else (int(found),)
-
-
-def scorers(
-    sources: Sequence[AnySource], ctx: Context, tokenizer: Tokenizer, *, chat: bool, normalize: bool, longest: int
-) -> list[Scorer]:
-    """Make what scores the answers; `longest` is the most tokens that a prompt with its answer has."""
-    made: list[Scorer] = []
-    for source in sources:
-        if isinstance(source, FunctionSource):
-            name = source.function.rpartition(":")[2]
-            made.append(FunctionScorer(load_function(source.function), (name,), source.weight))
-            continue
-        model = reward_model.load(source, ctx)
-        sees = context_length(model.model)
-        name = next(str(value) for value in source.model_dump().values())
-        if sees < longest:
-            raise StageError(f"the reward model {name} sees {sees} tokens, and a prompt with its answer has {longest}")
-        weight = source.weight if hasattr(source, "weight") else 1.0
-        scorer, reason = model_scorer(
-            model, tokenizer, name=Path(name).name, weight=weight, chat=chat, normalized=normalize
-        )
-        if reason:
-            ctx.say(f"the reward model {name} {reason}: answers are written again for it")
-        made.append(scorer)
-    return made
-
-
-def load_function(where: str) -> Callable[..., Any]:
-    """Import FILE.py:NAME; that it may run was said with --allow-code."""
-    file, _, name = where.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise StageError(Problem(f"cannot be imported: {type(error).__name__}: {error}", where=file)) from error
-    found: Callable[..., Any] = getattr(module, name)
-    return found
 
 
 def collector(

@@ -18,10 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.data import said
-from llmpipe.data.formats import Conversation
-from llmpipe.data.preferences import Prompt
+from llmpipe.data.preferences import Preference, Prompt
 from llmpipe.errors import Problem, StageError
-from llmpipe.training.chat import render
+from llmpipe.training.pairs import encode
 from llmpipe.training.ppo import core
 from llmpipe.training.ppo.rollout import Answer
 from llmpipe.training.reward_model import RewardModel, vocabulary_of
@@ -81,19 +80,14 @@ class ModelScorer:
         return self.model.scores(rows)
 
     def rewritten(self, prompt: Prompt, text: str, *, finished: bool) -> list[int]:
-        """Write a prompt and an answer in the reward model's own template and tokens."""
-        tokenizer, end = self.model.tokenizer, self.model.format.end_token_id
-        if self.model.format.chat_template is None:
-            before, after = prompt.text or "", text
-            opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        else:
-            conversation = Conversation([*prompt.messages, said("assistant", text)])
-            before = render(conversation, tokenizer, len(prompt.messages), ask=True)
-            after = render(conversation, tokenizer, len(prompt.messages) + 1)[len(before) :].rstrip()
-            opening = []
-        ids = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after)]
-        answer = ids[1][:-1] if ids[1][-1:] == [end] else ids[1]
-        return opening + ids[0] + answer + ([end] if finished else [])
+        """Write a prompt and an answer as the reward stage wrote those that it learned from."""
+        form, said_it = self.model.format, [said("assistant", text.strip())]
+        plain = (prompt.text or "", text, text)
+        one = Preference(prompt.messages, said_it, said_it, text=plain, tools=prompt.tools)
+        chat = form.chat_template is not None
+        (pair,) = encode([one], self.model.tokenizer, end=form.end_token_id, chat=chat, heads=form.criteria)
+        ids = pair.chosen
+        return ids if finished or ids[-1] != form.end_token_id else ids[:-1]
 
 
 def with_end(answer: Answer, end: int) -> list[int]:
