@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,6 +232,38 @@ def test_a_pad_token_that_was_added_is_there_again(ctx: Context, tmp_path: Path)
     assert tokenizer.pad_token_id == loaded.generation_config.pad_token_id == 40
     ids = torch.arange(41)[None]
     torch.testing.assert_close(loaded.eval()(ids).logits, policy.eval()(ids).logits, atol=1e-5, rtol=0)
+
+
+FROM_THE_HUB = """
+import sys
+from pathlib import Path
+import torch
+from llmpipe.settings import HubSource
+from llmpipe.training import models
+from tests.stages.tiny import context_for
+source = HubSource.model_validate({"hub": "someone/adapter", "revision": "a" * 40})
+model, tokenizer = models.load(source, context_for(Path(sys.argv[1])))
+torch.save((model.eval()(input_ids=torch.arange(5, 25)[None]).logits.detach(), tokenizer.chat_template), sys.argv[2])
+"""
+
+
+def test_an_adapter_of_the_hub_is_read_with_its_base(
+    elsewhere: tuple[Path, torch.Tensor], base: Path, tmp_path: Path
+) -> None:
+    """From the hub's local cache, without a network."""
+    folder, wanted = elsewhere
+    config = read_json(folder / "adapter_config.json")
+    write_json(
+        folder / "adapter_config.json", config | {"base_model_name_or_path": "someone/base", "revision": "b" * 40}
+    )
+    for name, commit, files in (("adapter", "a" * 40, folder), ("base", "b" * 40, base)):
+        shutil.copytree(files, tmp_path / "hub" / f"models--someone--{name}" / "snapshots" / commit)
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    made = tmp_path / "made.pt"
+    subprocess.run([sys.executable, "-c", FROM_THE_HUB, str(tmp_path), str(made)], check=True, env=environment)
+    found, template = torch.load(made)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert template
 
 
 RECIPE = """
