@@ -110,6 +110,11 @@ def test_measuring_changes_nothing_of_a_run(tmp_path: Path) -> None:
     )
     before = measured.measure()
     assert measured.measure() is before, "measured twice"
+    seconds = dict(measured.collector.seconds)
+    measured.state.global_step = 1
+    assert measured.measure() | {"step": 0} == before, "other answers"
+    assert measured.collector.seconds == seconds, "counted as time of the rollout"
+    measured.measures.pop()
     measured.train()
     assert equal(weights(plain), weights(measured))
     assert [entry["step"] for entry in measured.measures] == [0, 4, 8, 12]
