@@ -110,7 +110,7 @@ def number(value: Any, *, key: str = "") -> str:
     """Write a metric for people: shares in percent, small numbers with three figures, large ones with separators."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return str(value)
-    if key.endswith("_share"):
+    if key.endswith(("_share", "_accuracy")):
         return f"{value:.0%}"
     if isinstance(value, int) or abs(value) >= 100:
         return f"{value:,.0f}"

@@ -69,7 +69,10 @@ MISTAKES = {
     ),
     "edge to the wrong thing": (
         TOK + BASE + "  chat: {kind: sft, model: tok, data: {builtin: storyworld}}\n",
-        ["5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm or adapter is needed; 'base' (line 4) is one"],
+        [
+            "5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm or adapter is needed; "
+            "'base' (line 4) is one"
+        ],
     ),
     "a choice that is not ours": (
         TOK
