@@ -42,14 +42,18 @@ def record(folder: str) -> str:
 
 
 def final_screen(output: str) -> str:
-    """Drop what was drawn over: the progress bar erases its line before each redraw."""
-    lines = []
-    for line in output.replace("\r\n", "\n").split("\n"):
-        kept = re.split(r"\x1b\[2K|\r", line)[-1]
-        kept = re.sub(r"\x1b\[(?:\?25[lh]|\d*[A-K])", "", kept)
-        if kept != line and "━" in kept:
-            continue
-        lines.append(kept)
+    """Replay what a terminal does with it: the progress bar goes back over its lines and erases them."""
+    lines, row = [""], 0
+    for part in re.split(r"(\r\n|\n|\r|\x1b\[\d*A|\x1b\[2K|\x1b\[\?25[lh])", output):
+        if part in ("\n", "\r\n"):
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif part == "\x1b[2K" or part == "\r":
+            lines[row] = "" if part == "\x1b[2K" else lines[row]
+        elif part.endswith("A") and part.startswith("\x1b["):
+            row = max(0, row - int(part[2:-1] or 1))
+        elif not part.startswith("\x1b[?25"):
+            lines[row] += part
     return "\n".join(lines).strip("\n")
 
 

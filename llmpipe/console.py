@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.segment import Segment
 from rich.table import Table
@@ -152,6 +152,18 @@ class _Numbers(ProgressColumn):
         return Text("  ".join(task.fields["numbers"]), style="default")
 
 
+class _Bar(Progress):
+    """A bar, and under it the lines of `detail`."""
+
+    detail: Sequence[str] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return what is drawn."""
+        yield from super().get_renderables()
+        for line in self.detail:
+            yield Text(f"    {line}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class Live:
     """The progress of one step; a bar on a terminal, a plain line every ten seconds elsewhere."""
 
@@ -163,9 +175,9 @@ class Live:
         self.rewards: dict[int, float] = {}
         self.known: dict[str, Any] = {}
         self.begun = self.shown_at = time.monotonic()
-        self.bar = Progress(
+        self.bar = _Bar(
             TextColumn(f"  {name}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             _Numbers(),
             console=err,
             transient=True,
@@ -196,10 +208,13 @@ class Live:
                 self.rewards[self.known["rollout"]] = numbers["reward"]
         parts = _rollout_parts(self.known, list(self.rewards.values())) if self.known else _parts(numbers, self.losses)
         if err.is_terminal:
+            self.bar.detail = _rollout_details(self.known)
             self.bar.update(self.task, completed=numbers.get("step"), total=numbers.get("max_steps"), numbers=parts)
         elif time.monotonic() - self.shown_at >= self.PLAIN_EVERY_S:
             self.shown_at = time.monotonic()
-            say(f"  {self.name}  {'  '.join(parts)}")
+            more = [f"length {self.known['length']:.0f}"] if "length" in self.known else []
+            more += [str(self.known["doing"])] if "doing" in self.known else []
+            say(f"  {self.name}  {'  '.join(parts + more)}")
 
     def note(self, text: str, *, style: str = "") -> None:
         """Print a line above the bar."""
@@ -227,10 +242,26 @@ def _rollout_parts(known: dict[str, Any], rewards: Sequence[float]) -> list[str]
         parts += [f"reward {rewards[-1]:.2f}", sparkline(rewards)]
     if "kl" in known:
         parts.append(f"KL {known['kl']:.2f} nats")
-    if "length" in known:
-        parts.append(f"length {known['length']:.0f}")
     if "seconds_left" in known:
         parts.append(f"{seconds(known['seconds_left'])} left")
-    if "doing" in known:
-        parts.append(str(known["doing"]))
     return parts
+
+
+PHASES = ("sampling", "scoring", "reading", "learning")
+NO_COMPONENTS = ("reward_deviation", "reward_length_correlation")
+
+
+def _rollout_details(known: dict[str, Any]) -> list[str]:
+    """Lay out what else is known of a rollout: what was sampled, how the steps on it went, where the time goes."""
+    components = [key for key in known if key.startswith("reward_") and key not in NO_COMPONENTS]
+    shown = [(key.removeprefix("reward_"), known[key], "{:.2f}") for key in components]
+    shown += [("length", known.get("length"), "{:.0f}"), ("ended", known.get("ended_share"), "{:.0%}")]
+    shown += [("entropy", known.get("entropy"), "{:.2f}")]
+    steps = [("clipped", known.get("clip_fraction"), "{:.1%}")]
+    steps += [("values explain", known.get("explained_variance"), "{:.0%}")]
+    steps += [(phase, known.get(f"seconds_{phase}"), "{:.1f} s") for phase in PHASES]
+    lines = [
+        "  ".join(f"{name} {form.format(value)}" for name, value, form in part if value is not None)
+        for part in (shown, steps)
+    ]
+    return [line for line in lines if line]

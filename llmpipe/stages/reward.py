@@ -235,7 +235,7 @@ def measures(trainer: PreferenceTrainer, held_out: Sequence[Pair], form: RewardF
     low, high = found["held_out_accuracy_interval"]
     ctx.say(
         f"prefers the better answer in {found['held_out_accuracy']:.1%} of {len(held_out):,} held-out pairs "
-        f"(95% interval {low:.1%} to {high:.1%})"
+        f"(95% interval {low:.1%}–{high:.1%})"
     )
     return found
 

@@ -51,5 +51,5 @@ def test_real_preferences(tmp_path: Path, name: str) -> None:
     assert (metrics["format"]["end_token"], metrics["format"]["end_token_id"]) == ("</s>", 2)
     low, high = metrics["held_out_accuracy_interval"]
     assert 0 <= low <= metrics["held_out_accuracy"] <= high <= 1
-    assert f"of {metrics['held_out_pairs']} held-out pairs (95% interval {low:.1%} to {high:.1%})" in done.stderr
+    assert f"of {metrics['held_out_pairs']} held-out pairs (95% interval {low:.1%}–{high:.1%})" in done.stderr
     assert json.loads((run / "reward" / "model" / "reward.json").read_text(encoding="utf-8"))["end_token_id"] == 2

@@ -68,7 +68,7 @@ def test_it_learns_which_answer_is_better_and_what_is_saved_scores_the_same(sett
     low, high = metrics["held_out_accuracy_interval"]
     assert ctx.events[-1]["text"] == (
         f"prefers the better answer in {metrics['held_out_accuracy']:.1%} of {metrics['held_out_pairs']} "
-        f"held-out pairs (95% interval {low:.1%} to {high:.1%})"
+        f"held-out pairs (95% interval {low:.1%}–{high:.1%})"
     )
     loaded = reward_model.load(PathSource(path=str(tmp_path / "x" / "model"), format=None), ctx)
     assert loaded.format.criteria == ("reward",)

@@ -121,9 +121,9 @@ def test_the_progress_of_rollouts(shown: io.StringIO, monkeypatch: pytest.Monkey
         "  ppo  1/16 rollouts  sampling",
         "  ppo  1/16 rollouts  scoring",
         "  ppo  1/16 rollouts  reward 0.50  ▁  KL 0.00 nats  length 49  learning",
-        "  ppo  1/16 rollouts  reward 0.50  ▁  KL 0.00 nats  length 49  12.0 s left  learning",
-        "  ppo  2/16 rollouts  reward 0.50  ▁  KL 0.00 nats  length 49  12.0 s left  sampling",
-        *["  ppo  2/16 rollouts  reward 1.52  ▁█  KL 1.23 nats  length 49  12.0 s left  learning"] * 2,
+        "  ppo  1/16 rollouts  reward 0.50  ▁  KL 0.00 nats  12.0 s left  length 49  learning",
+        "  ppo  2/16 rollouts  reward 0.50  ▁  KL 0.00 nats  12.0 s left  length 49  sampling",
+        *["  ppo  2/16 rollouts  reward 1.52  ▁█  KL 1.23 nats  12.0 s left  length 49  learning"] * 2,
     ]
 
 
@@ -158,3 +158,14 @@ def test_only_a_mistake_found_beforehand_says_that_nothing_was_run(shown: io.Str
 def test_errors_cross_from_a_worker_with_code_and_hint(failure: LlmpipeError) -> None:
     back = pickle.loads(pickle.dumps(failure))
     assert (type(back), back.code, back.hint, back.problems) == (type(failure), failure.code, "h", failure.problems)
+
+
+def test_what_stands_under_the_bar_of_rollouts() -> None:
+    known = {"reward": 1.0, "reward_judge": 2.345, "reward_deviation": 1.0, "reward_length_correlation": 0.1}
+    known |= {"length": 44.4, "ended_share": 1.0, "entropy": 0.312, "clip_fraction": 0.0012, "explained_variance": None}
+    known |= {"seconds_sampling": 0.31, "seconds_learning": 0.84, "kl": 1.0}
+    assert console._rollout_details(known) == [
+        "judge 2.35  length 44  ended 100%  entropy 0.31",
+        "clipped 0.1%  sampling 0.3 s  learning 0.8 s",
+    ]
+    assert console._rollout_details({}) == []
