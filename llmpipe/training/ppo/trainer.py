@@ -122,10 +122,11 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip policy and value apart: a value far from its returns must not shrink the policy's step."""
         del model
+        self.accelerator.unscale_gradients()  # once for both: Accelerator's own clipping would fail at the second in fp16
         norms = {}
         for part in ("policy", "value"):
             parameters = [p for name, p in self.model.trained().items() if self.model.part_of(name) == part]
-            norms[part] = self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+            norms[part] = nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm)
         self.metrics["value_grad_norm"] = float(norms["value"])
         return norms["policy"] + 0 * norms["value"]  # not finite where either is not
 
@@ -156,7 +157,8 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
             sums = (policy, value, core.k3(old - logps), ((ratios - 1).abs() > options.clip).float(), ratios * 0 + 1)
             for name, terms in zip(LOSS_SUMS, sums, strict=True):
                 self.minibatch_sums[name] += float(terms.sum())
-            self.ratio_most = max([self.ratio_most, *(ratios - 1).abs().max()[None].tolist()] if len(old) else [0.0])
+            if len(old):
+                self.ratio_most = max(self.ratio_most, float((ratios - 1).abs().max()))
         learning = 0.0 if self.rollouts <= options.value_warmup_rollouts else 1.0
         total = learning * policy.sum() + options.value_coefficient * value.sum()
         return total * self.args.world_size / max(1, self.minibatch_tokens)
