@@ -122,7 +122,7 @@ class PPOTrainer(Resumable, HeldOut, Measured, Trainer):
     def _clip_grad_norm(self, model: Any) -> Tensor:
         """Clip policy and value apart: a value far from its returns must not shrink the policy's step."""
         del model
-        self.accelerator.unscale_gradients()  # once for both: Accelerator's own clipping would fail at the second in fp16
+        self.accelerator.unscale_gradients()  # once: Accelerator's own clipping, called twice, fails in fp16
         norms = {}
         for part in ("policy", "value"):
             parameters = [p for name, p in self.model.trained().items() if self.model.part_of(name) == part]
