@@ -24,10 +24,12 @@ stages:
   base: {kind: pretrain, data: {path: a.txt}, model: {size: 1M}, tokenizer: tok}
   chat: {kind: sft, data: {builtin: storyworld}, model: base}
   judge: {kind: reward, data: {path: a.txt}, model: base}
+  direct: {kind: dpo, data: {path: a.txt}, model: base}
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base}
 """
-NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "reward": "judge", "rlhf-ppo": "ppo", "eval": "scores"}
+NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "reward": "judge", "dpo": "direct", "rlhf-ppo": "ppo"}
+NAMES |= {"eval": "scores"}
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
@@ -51,6 +53,8 @@ VALUES: dict[Any, Any] = {
     "lora": {"r": 4},
     ("sft", "model"): {"hub": "a/b"},
     ("reward", "model"): {"hub": "a/b"},
+    ("dpo", "model"): {"hub": "a/b"},
+    ("dpo", "dropout"): 0.0,
     ("rlhf-ppo", "model"): {"hub": "a/b"},
     ("rlhf-ppo", "dropout"): 0.0,
     ("eval", "data"): "chat",
