@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 TOKENS_PER_PASS = 16384
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 PROBES = 8
+LOST_NATS = 1.0
+"""From here on it is said that chosen answers became less likely; DPO may do that (arXiv:2410.08847)."""
 TOLERANCE, COARSE_TOLERANCE = 1e-4, 0.1
 """Nats per token that a log-probability may be off by, in fp32 and in less; wrong positions put it off by a nat."""
 
@@ -160,9 +162,8 @@ class PairTrainer(Measured, DPOTrainer):
 
     def measured(self) -> tuple[float, float]:
         """Return the mean loss of held-out pairs in nats (eq. 7), and the share whose chosen answer gained more."""
-        chosen, rejected = self.rewards().double().unbind(1)
-        margins = chosen - rejected
-        return float(-logsigmoid(margins).mean()), sum(map(measuring.half, margins.tolist())) / len(margins)
+        rewards = self.rewards().double()
+        return float(-logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()), _chosen_ahead(rewards)
 
     def held_out_loss(self) -> float:
         """Return nats per held-out pair by equation 7, whatever `loss_type` it learns from."""
@@ -186,14 +187,25 @@ def measures(trainer: PairTrainer, held_out: Sequence[Pair], ctx: Context) -> di
     lengths = [(len(pair.chosen) - pair.prompt, len(pair.rejected) - pair.prompt) for pair in held_out]
     found = measuring.measure(rewards, lengths) | {"held_out_accuracy_before": 0.5}  # the reference gained nothing
     before, after = trainer.reference(trainer.eval_dataset), trainer.logps(trainer.eval_dataset)
-    for key, logps in (("chosen_likelier_share_before", before), ("chosen_likelier_share", after)):
-        found[key] = sum(map(measuring.half, (logps[:, 0] - logps[:, 1]).tolist())) / len(held_out)
+    for when, logps in (("_before", before), ("", after)):
+        found[f"chosen_likelier_share{when}"] = _chosen_ahead(logps)
+        found[f"chosen_nats{when}"] = -float(logps[:, 0].mean())
     low, high = found["held_out_accuracy_interval"]
     ctx.say(
         f"made the better answer likelier than the worse one, next to what it was, in {found['held_out_accuracy']:.1%} "
         f"of {len(held_out):,} held-out pairs (95% interval {low:.1%}–{high:.1%})"
     )
+    if (lost := found["chosen_nats"] - found["chosen_nats_before"]) > LOST_NATS:
+        ctx.say(
+            f"the better answers themselves became less likely, by {lost:.1f} nats each, in favour of answers that no "
+            "pair shows: lower trainer.learning_rate, or hold them with trainer: {loss_type: [sigmoid, sft]}"
+        )
     return found
+
+
+def _chosen_ahead(figures: torch.Tensor) -> float:
+    """Return the share of pairs, (pairs, 2), whose chosen answer has the higher figure; a tie counts half."""
+    return sum(map(measuring.half, (figures[:, 0] - figures[:, 1]).tolist())) / len(figures)
 
 
 def gates(trainer: PairTrainer, again: PreTrainedModel, train: Sequence[Pair], *, end: int, context: int) -> list[Gate]:

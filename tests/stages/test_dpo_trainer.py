@@ -136,6 +136,25 @@ def test_gates_of_ends(make_model, tokenizer, trainer_of) -> None:
     assert dpo_trainer.gates(trainer, model, found, end=2, context=64)[2].passed
 
 
+@pytest.mark.parametrize(("lost", "told"), [(0.5, False), (2.25, True)])
+def test_it_is_said_when_chosen_answers_became_less_likely(
+    lost, told, ctx, make_model, tokenizer, trainer_of, monkeypatch
+) -> None:
+    found = encoded(tokenizer)
+    trainer = trainer_of(make_model(), found)
+    reference = trainer.reference(trainer.eval_dataset)
+    monkeypatch.setattr(trainer, "logps", lambda _: reference - torch.tensor([lost, lost + 1]))
+    metrics = dpo_trainer.measures(trainer, found, ctx)
+    assert metrics["held_out_accuracy"] == 1.0
+    assert metrics["mean_margin"] == pytest.approx(0.1, abs=1e-5)  # beta times one nat
+    assert metrics["chosen_nats"] - metrics["chosen_nats_before"] == pytest.approx(lost, abs=1e-4)
+    said = [event["text"] for event in ctx.events if "became less likely" in event["text"]]
+    assert said == [
+        "the better answers themselves became less likely, by 2.2 nats each, in favour of answers that no pair shows: "
+        "lower trainer.learning_rate, or hold them with trainer: {loss_type: [sigmoid, sft]}"
+    ] * told  # fmt: skip
+
+
 def test_the_prompt_is_what_both_answers_share_where_a_template_rewrites_it() -> None:
     pair = Pair([5, 6, 7, 8, 2], [5, 9, 8, 2], 3, 0, None, False)
     found = dpo_trainer.columns_of([pair])
