@@ -44,7 +44,7 @@ def settings(model_folder: dict[str, str], tmp_path: Path) -> dict[str, Any]:
 
 def test_it_learns_which_answer_is_better(settings, tmp_path) -> None:
     ctx = context_for(tmp_path)
-    result = run_stage("dpo", settings | {"trainer": TRAINER | {"max_steps": 30}}, ctx)
+    result = run_stage("dpo", settings | {"trainer": TRAINER | {"max_steps": 30, "logging_steps": 7}}, ctx)
     metrics = result.metrics
     assert metrics["held_out_accuracy"] >= 0.95
     assert metrics["chosen_likelier_share"] >= 0.95
@@ -72,11 +72,13 @@ def test_it_learns_which_answer_is_better(settings, tmp_path) -> None:
     assert not any("rewards/margins" in event for event in logged)  # which are those of batches trained on
 
 
-def test_what_is_saved_stops_at_the_end(settings, tmp_path, tokenizer) -> None:
+def test_what_is_saved_stops_at_the_end_of_its_template(settings, tmp_path, tokenizer) -> None:
+    settings["chat_template"] = "{% for message in messages %}{{ message['content'] + '<|tool|>' }}{% endfor %}"
     result = run_stage("dpo", settings, context_for(tmp_path))
-    assert result.metrics["end_token"] == "<|end|>"
+    assert result.metrics["end_token"] == "<|tool|>"
+    assert all(gate.passed for gate in result.gates)
     config = GenerationConfig.from_pretrained(tmp_path / "x" / "model")
-    assert config.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert tokenizer.convert_tokens_to_ids("<|tool|>") in config.eos_token_id
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "x" / "model").config.use_cache
 
 

@@ -98,7 +98,7 @@ def test_batches_hold_the_ids_as_they_are(make_model, tokenizer, trainer_of) -> 
 def test_the_reference_is_what_the_model_was(make_model, tokenizer, trainer_of) -> None:
     model = make_model()
     before = copy.deepcopy(model).eval()
-    found = encoded(tokenizer)
+    found = encoded(tokenizer)[::-1]  # the longest first, as they are not read
     trainer = trainer_of(model, found)
     moved(model)
     assert trainer.ref_model is None  # no second model is kept
@@ -110,7 +110,7 @@ def test_the_reference_is_what_the_model_was(make_model, tokenizer, trainer_of) 
 
 
 def test_another_reference_is_noticed(make_model, tokenizer, trainer_of) -> None:
-    """Other weights, and figures that are not the model's own, though the weights are."""
+    """Other weights, even ones that no answer uses, and figures that are not the model's own."""
     model = make_model()
     before = copy.deepcopy(model).eval()
     found = encoded(tokenizer)
@@ -118,6 +118,10 @@ def test_another_reference_is_noticed(make_model, tokenizer, trainer_of) -> None
     changed = copy.deepcopy(before)
     moved(changed)
     assert not dpo_trainer.gates(trainer, changed, found, end=2, context=64)[0].passed
+    unused = copy.deepcopy(before)
+    unused.model.embed_tokens.weight.data[299] += 1
+    assert dpo_trainer.agrees(trainer, unused)
+    assert not dpo_trainer.gates(trainer, unused, found, end=2, context=64)[0].passed
     rows = trainer.train_dataset
     off = [value - 0.1 for value in rows["ref_rejected_logps"]]
     trainer.train_dataset = rows.remove_columns("ref_rejected_logps").add_column("ref_rejected_logps", off)
