@@ -21,12 +21,14 @@ LABELS = {
     "happy_share": "ends happily",
     "bits_per_byte": "bits per byte, held-out text",
     "held_out_accuracy": "prefers the better answer, held-out pairs",
+    "chosen_likelier_share": "finds the better answer likelier, held-out pairs",
+    "chosen_nats": "nats in the better answer, held-out pairs",
     "perplexity": "perplexity, held-out text",
     "nats_per_character": "nats per character",
     "bytes_per_token": "bytes per token",
 }
 HIDDEN = {"tokens"}
-MAKE_MODELS = ("pretrain", "sft", "rlhf-ppo")
+MAKE_MODELS = ("pretrain", "sft", "dpo", "rlhf-ppo")
 SAMPLES = 3
 SAMPLE_CHARACTERS = 240
 

@@ -41,6 +41,9 @@ STAGES = {
     "reward": Stage(
         "llmpipe.stages.reward", "Learn to score answers, from pairs of which one was preferred", "--data pairs.jsonl"
     ),
+    "dpo": Stage(
+        "llmpipe.stages.dpo", "Teach a model which answers are preferred, from pairs alone (DPO)", "--data pairs.jsonl"
+    ),
     "rlhf-ppo": Stage(
         "llmpipe.stages.rlhf_ppo",
         "Teach a model to give answers that score high (PPO)",

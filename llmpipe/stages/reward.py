@@ -160,7 +160,7 @@ def read_data(
         found, facts["tied_pairs"] = pairs.summed(found, weights)
         weights = {reward_model.ONE_CRITERION: 1.0}
     check_margins(settings, found)
-    chat = set_template(settings, found, tokenizer, ctx)
+    chat = pairs.set_template(settings.chat_template, found, tokenizer, ctx)
     end = reward_model.end_token_of(tokenizer, chat=chat)
     heads = tuple(weights)
     sides = [
@@ -186,21 +186,6 @@ def check_margins(settings: Settings, found: Found) -> None:
     if settings.margin and all(one.margin is None for _, one in found):
         hint = "margin: false, or give the rows a margin column"
         raise DataError("margin: true, but no row has a margin", hint=hint)
-
-
-def set_template(settings: Settings, found: Found, tokenizer: PreTrainedTokenizerBase, ctx: Context) -> bool:
-    """Decide how answers are written: through a template (True), or as plain text where rows and model have none."""
-    from llmpipe.training.chat import PLAIN_TEMPLATE
-
-    if settings.chat_template is not None:
-        tokenizer.chat_template = settings.chat_template
-    elif tokenizer.chat_template is None:
-        if all(one.text is not None for _, one in found):
-            ctx.say("the model has no chat template, and the pairs are plain text: answers follow prompts directly")
-            return False
-        tokenizer.chat_template = PLAIN_TEMPLATE
-        ctx.say("the model has no chat template; a plain one is set and saved with it (User: … Assistant: …)")
-    return True
 
 
 def format_facts(form: RewardFormat, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

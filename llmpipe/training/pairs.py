@@ -18,7 +18,7 @@ from llmpipe.data import Message, Row
 from llmpipe.data.formats import Conversation
 from llmpipe.data.preferences import Preference
 from llmpipe.errors import DataError, Problem, did_you_mean
-from llmpipe.training.chat import render
+from llmpipe.training.chat import PLAIN_TEMPLATE, render
 from llmpipe.training.packing import Batch
 from llmpipe.training.reward_model import ONE_CRITERION
 
@@ -45,6 +45,19 @@ class Pair:
     def cut(self, context: int) -> Pair:
         """Keep the first `context` tokens of both; an answer without its end is read as one that was cut off."""
         return replace(self, chosen=self.chosen[:context], rejected=self.rejected[:context])
+
+
+def set_template(template: str | None, found: Found, tokenizer: Tokenizer, ctx: Context) -> bool:
+    """Decide how answers are written: through a template (True), or as plain text where rows and model have none."""
+    if template is not None:
+        tokenizer.chat_template = template
+    elif tokenizer.chat_template is None:
+        if all(one.text is not None for _, one in found):
+            ctx.say("the model has no chat template, and the pairs are plain text: answers follow prompts directly")
+            return False
+        tokenizer.chat_template = PLAIN_TEMPLATE
+        ctx.say("the model has no chat template; a plain one is set and saved with it (User: … Assistant: …)")
+    return True
 
 
 def encode(

@@ -19,12 +19,14 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForSequenceClassification",
     "AutoTokenizer",
+    "DPOConfig",
+    "DPOTrainer",
     "GenerationConfig",
     "LlamaForCausalLM",
     "LlamaForSequenceClassification",

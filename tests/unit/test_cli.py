@@ -61,6 +61,7 @@ EXAMPLES = {
     "pretrain": "llmpipe pretrain --run runs/mine --data texts/*.txt --model 10M",
     "sft": "llmpipe sft --run runs/mine --data chat.jsonl",
     "reward": "llmpipe reward --run runs/mine --data pairs.jsonl",
+    "dpo": "llmpipe dpo --run runs/mine --data pairs.jsonl",
     "rlhf-ppo": "llmpipe rlhf-ppo --run runs/mine --data prompts.jsonl --reward reward",
     "rlhf": "llmpipe rlhf --run runs/mine --model sft --data pairs.jsonl",
     "eval": "llmpipe eval --run runs/mine --model sft",

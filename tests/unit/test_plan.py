@@ -24,10 +24,12 @@ stages:
   base: {kind: pretrain, data: {path: a.txt}, model: {size: 1M}, tokenizer: tok}
   chat: {kind: sft, data: {builtin: storyworld}, model: base}
   judge: {kind: reward, data: {path: a.txt}, model: base}
+  direct: {kind: dpo, data: {path: a.txt}, model: base}
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base}
 """
-NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "reward": "judge", "rlhf-ppo": "ppo", "eval": "scores"}
+NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "reward": "judge", "dpo": "direct", "rlhf-ppo": "ppo"}
+NAMES |= {"eval": "scores"}
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
@@ -51,6 +53,8 @@ VALUES: dict[Any, Any] = {
     "lora": {"r": 4},
     ("sft", "model"): {"hub": "a/b"},
     ("reward", "model"): {"hub": "a/b"},
+    ("dpo", "model"): {"hub": "a/b"},
+    ("dpo", "dropout"): 0.0,
     ("rlhf-ppo", "model"): {"hub": "a/b"},
     ("rlhf-ppo", "dropout"): 0.0,
     ("eval", "data"): "chat",
@@ -128,7 +132,7 @@ def test_every_option_of_the_trainer_counts_but_the_cosmetic_ones(place: Path, k
 def test_a_change_reaches_what_follows_and_nothing_else(place: Path) -> None:
     before, after = plan(), plan("base.dropout=0.5")
     changed = {name for name in before if before[name].record.fingerprint != after[name].record.fingerprint}
-    assert changed == {"base", "chat", "judge", "ppo", "scores"}
+    assert changed == {"base", "chat", "judge", "direct", "ppo", "scores"}
 
 
 def test_names_and_places_do_not_count(place: Path) -> None:
