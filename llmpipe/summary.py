@@ -26,7 +26,7 @@ LABELS = {
     "bytes_per_token": "bytes per token",
 }
 HIDDEN = {"tokens"}
-MAKE_MODELS = ("pretrain", "sft", "rlhf-ppo")
+MAKE_MODELS = ("pretrain", "sft", "lora", "rlhf-ppo")
 SAMPLES = 3
 SAMPLE_CHARACTERS = 240
 
