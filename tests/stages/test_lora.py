@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,9 @@ def test_the_special_tokens_of_the_conversations_are_learned(
 
 def test_what_is_trained_is_said_and_counted(settings: dict[str, Any], tmp_path: Path) -> None:
     ctx = context_for(tmp_path)
-    result = run_stage("lora", settings | {"lora": {"r": 4, "trainable_token_indices": None}}, ctx)
+    trainer = {"max_steps": 1, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    settings |= {"lora": {"r": 4, "trainable_token_indices": None}, "trainer": trainer}
+    result = run_stage("lora", settings, ctx)
     count = 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))
     assert result.outputs == ["adapter"]
     assert result.metrics["trained_parameters"] == count
@@ -133,6 +136,8 @@ def test_what_is_trained_is_said_and_counted(settings: dict[str, Any], tmp_path:
     assert result.metrics["trained_share"] == count / base
     line = "an adapter on down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj: "
     assert f"{line}{count:,} parameters are trained, {count / base:.2%} of the model's" in said(ctx)
+    rates = [json.loads(line).get("learning_rate") for line in (ctx.dir / "metrics.jsonl").read_text().splitlines()]
+    assert {rate for rate in rates if rate is not None} == {2e-4}
     assert {gate.name for gate in result.gates} >= {"end-is-learned", "adapter-merges"}
     assert all(gate.passed for gate in result.gates)
     assert read_json(tmp_path / "x" / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "m"
@@ -144,6 +149,17 @@ def test_sft_with_the_key_is_the_same_stage(settings: dict[str, Any], tmp_path: 
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert AutoTokenizer.from_pretrained(folders[0]).chat_template
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+def test_recomputed_activations_lead_to_the_same_adapter(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Under frozen embeddings no input wants a gradient, which has left adapters untrained."""
+    saved = []
+    for key, trainer in (("plain", TRAINER), ("recomputed", TRAINER | {name: True})):
+        run_stage("lora", settings | {"trainer": trainer | {"max_steps": 2}}, context_for(tmp_path / key))
+        saved.append(load_file(tmp_path / key / "x" / "adapter" / "adapter_model.safetensors"))
+    assert all(saved[0][key].abs().max() > 0 for key in saved[0])
+    assert all(torch.allclose(saved[0][key], saved[1][key], atol=1e-5) for key in saved[0])
 
 
 @pytest.mark.parametrize("stop_at", [3, STEPS])
@@ -218,6 +234,7 @@ def test_an_adapter_is_trained_further(
     second = trained(further, ctx)
     assert read_json(second / "adapter_config.json")["base_model_name_or_path"] == base
     assert (reason or "is merged into its model") in said(ctx) if reason else "is merged" not in said(ctx)
+    assert read_json(second / "adapter_config.json")["lora_dropout"] == 0.1
     model, _ = loaded(second, ctx)
     assert not torch.allclose(logits(model), logits(loaded(first, ctx)[0]), atol=1e-2)
 
