@@ -124,6 +124,22 @@ def test_the_special_tokens_of_the_conversations_are_learned(
     assert "and the rows of <|" in said(ctx)
 
 
+def test_an_output_layer_with_a_bias_keeps_it(
+    make_model: Any, tokenizer: Any, tmp_path: Path, policies: list[Any]
+) -> None:
+    """Peft's layer for rows knows no bias."""
+    given = settings_for(tmp_path, make_model, tokenizer, "phi")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path / "m")
+    ctx = context_for(tmp_path)
+    folder = trained(given, ctx)
+    assert list(read_json(folder / "adapter_config.json")["trainable_token_indices"]) == ["model.embed_tokens"]
+    merged, _ = loaded(folder, ctx)
+    assert torch.equal(merged.lm_head.bias, model.lm_head.bias)
+    torch.testing.assert_close(logits(merged), policies[0][1], atol=1e-5, rtol=0)
+
+
 def test_what_is_trained_is_said_and_counted(settings: dict[str, Any], tmp_path: Path) -> None:
     ctx = context_for(tmp_path)
     trainer = {"max_steps": 1, "lr_scheduler_type": "constant", "warmup_steps": 0}
