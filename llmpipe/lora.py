@@ -8,7 +8,7 @@ DEFAULTS = {"target_modules": "all-linear"}
 """Ours, where an adapter begins afresh; an adapter that is trained further keeps its own."""
 
 _BASE = "an adapter is trained here, and the model under it stays as it is"
-_BEGINNING = "an adapter begins as nothing, so that the model with its adapters off is the reference"
+_BEGINNING = "an adapter begins as nothing, so that the model with its adapters off is the one it began from"
 _OTHER_LAYERS = "the adapter has to merge into plain weights, for a later stage"
 
 RESERVED = {
@@ -37,6 +37,8 @@ RESERVED = {
 }
 """Options of peft.LoraConfig that are reserved, with the reason or with what to do instead."""
 
+RESERVED_IN_SFT = {name: why for name, why in RESERVED.items() if name != "trainable_token_indices"}
+"""A stage that teaches a format may train the rows of its tokens."""
 
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """The names that transformers 5.23 has for one thing."""

@@ -28,7 +28,7 @@ LABELS = {
     "bytes_per_token": "bytes per token",
 }
 HIDDEN = {"tokens"}
-MAKE_MODELS = ("pretrain", "sft", "dpo", "rlhf-ppo")
+MAKE_MODELS = ("pretrain", "sft", "lora", "dpo", "rlhf-ppo")
 SAMPLES = 3
 SAMPLE_CHARACTERS = 240
 

@@ -38,6 +38,11 @@ STAGES = {
         "--data texts/*.txt --model 10M",
     ),
     "sft": Stage("llmpipe.stages.sft", "Teach a model to answer, from examples of conversations", "--data chat.jsonl"),
+    "lora": Stage(
+        "llmpipe.stages.lora",
+        "Teach a model to answer with an adapter on it (LoRA), which leaves the model as it is",
+        "--data chat.jsonl",
+    ),
     "reward": Stage(
         "llmpipe.stages.reward", "Learn to score answers, from pairs of which one was preferred", "--data pairs.jsonl"
     ),

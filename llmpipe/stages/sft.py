@@ -2,6 +2,8 @@
 
     chat: {kind: sft, model: base, data: {path: chat.jsonl}, trainer: {learning_rate: 2e-5, num_train_epochs: 3}}
 
+With `lora: {}` the model stays as it is, an adapter on it is trained, and `adapter/` is written.
+
 alpaca, sharegpt, messages, prompt/completion, question/answer, dolly and plain text rows are told apart by their
 columns. The loss falls on the assistant's tokens alone; packed conversations do not see each other.
 """
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from llmpipe import lora as adapter_options
 from llmpipe.context import Context, Result
 from llmpipe.settings import (
     TRAINER_RESERVED,
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 VERSION = 1
 
 DEFAULTS = {"learning_rate": 2e-5, "lr_scheduler_type": "cosine", "warmup_steps": 0.03, "num_train_epochs": 3}
+
+ADAPTER_DEFAULTS = DEFAULTS | {"learning_rate": 2e-4}
+"""An adapter wants a higher rate; this one is that of GPT-2 in arXiv:2106.09685, appendix D."""
 
 RESERVED = TRAINER_RESERVED | {
     "packing": "set `packing:` of the stage; TRL's flattens a batch into one row, which is slow without FlashAttention",
@@ -68,6 +74,9 @@ class Settings(SupervisedSettings):
         "drop", description="what to do with a conversation that does not fit"
     )
     packing: bool = Field(True, description="put several conversations into one row, unseen by each other")
+    lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED_IN_SFT)] = Field(
+        None, description="train an adapter, and leave the model under it as it is"
+    )
     trainer: Annotated[dict[str, Any], Passthrough("trl.SFTConfig", RESERVED)] = Field(
         default_factory=dict, description="options of trl.SFTConfig, as they are"
     )
@@ -78,28 +87,24 @@ class Settings(SupervisedSettings):
         return self
 
 
-def produces(_settings: Settings) -> Artifact:
+def produces(settings: Settings) -> Artifact:
     """Say what comes out."""
-    return "causal-lm"
+    return "causal-lm" if settings.lora is None else "adapter"
 
 
 def run(settings: Settings, ctx: Context) -> Result:
     """Render and mask the conversations, pack them, train with TRL, save with the template."""
     from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
-    from llmpipe.training import arguments, flow, models
+    from llmpipe.training import adapters, arguments, flow, lora, models
     from llmpipe.training.chat import PackCollator
-
-    class ChatTrainer(flow.Measured, SFTTrainer):  # type: ignore[misc]
-        """SFTTrainer with llmpipe's guards and token-weighted evaluation."""
-
-        def create_model_card(self, *_: Any, **__: Any) -> None:
-            """Write no card into checkpoints; `llmpipe export` writes one for people."""
+    from llmpipe.training.chat_trainer import ChatTrainer
 
     assert settings.model is not None
-    set_seed(ctx.seed)  # a pad token that has to be added gets random weights
-    model, tokenizer = models.load(settings.model, ctx)
+    set_seed(ctx.seed)  # an adapter begins with random weights
+    begun = adapters.begin(settings.model, settings.lora, ctx)
+    model, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(model, tokenizer, ctx)
     set_template(settings, tokenizer, ctx)
     if settings.dropout is not None:
@@ -107,12 +112,13 @@ def run(settings: Settings, ctx: Context) -> Result:
     context = models.fitting_context(model, settings.context or models.context_length(model))
     train, held_out, facts = read_data(settings, model, tokenizer, ctx, context=context)
     stop_at_the_end(model, tokenizer, facts.pop("end_token"))
+    tokens = facts.pop("special_tokens")
     args = arguments.build(
         SFTConfig,
         ctx,
         settings,
         options=settings.trainer | {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None},
-        stage_defaults=DEFAULTS,
+        stage_defaults=DEFAULTS if settings.lora is None else ADAPTER_DEFAULTS,
         rows=len(train),
         row_tokens=context,
         measured=len(held_out) > 0,
@@ -123,17 +129,19 @@ def run(settings: Settings, ctx: Context) -> Result:
         f"{facts['learned_tokens']:,} tokens that the assistant says in them; {facts['held_out_rows']} are held out."
     )
     trainer = ChatTrainer(
-        model=model,
+        model=model if settings.lora is None else lora.adapt(begun, settings.lora, ctx, tokens=tokens),
         args=args,
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
         data_collator=PackCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
     )
-    metrics = flow.fit(trainer, ctx, settings)
+    metrics = flow.fit(trainer, ctx, settings) | lora.share(trainer.model)
+    folder = ctx.output(produces(settings))
     if ctx.rank == 0:
-        models.save(trainer.model, tokenizer, ctx.output("causal-lm"))
-    return Result(outputs=["model"], metrics=metrics | facts, gates=gates(trainer.model, tokenizer, facts))
+        adapters.save_policy(trainer.model, begun, folder)
+    checks = gates(trainer.model, tokenizer, facts) + adapters.gates(trainer.model)
+    return Result(outputs=[folder.name], metrics=metrics | facts, gates=checks)
 
 
 def set_template(settings: Settings, tokenizer: PreTrainedTokenizerBase, ctx: Context) -> None:
@@ -177,12 +185,14 @@ def read_data(
         ctx.say(f"packed {len(train):,} conversations into {len(groups):,} rows of {context} tokens, {filled:.0%} full")
     alone = [[index] for index in range(len(held_out))]
     end, share = end_token(train, tokenizer)
+    used = set().union(*(example.ids for example in train))
     facts = {
         "rows": len(train),
         "held_out_rows": len(held_out),
         "too_long_rows": dropped,
         "learned_tokens": sum(sum(example.learned) for example in train),
         "end_token": end,
+        "special_tokens": sorted(used & tokenizer.added_tokens_decoder.keys() - {tokenizer.pad_token_id}),
         "ends_learned_share": share,
     }
     return Dataset.from_dict(rows_of(train, groups)), Dataset.from_dict(rows_of(held_out, alone)), facts

@@ -10,12 +10,14 @@ TOKENIZER = ("tokenizer", "--run", "mine", "--data", "texts/*.txt", "--set", "vo
 PRETRAIN = ("pretrain", "--run", "mine", "--data", "texts/*.txt", "--model", "50k")
 PRETRAIN += ("--set", "context=32", "--set", "trainer.max_steps=3", "--set", "trainer.per_device_train_batch_size=2")
 SFT = ("sft", "--run", "mine", "--data", "chat.jsonl", "--set", "trainer.max_steps=2")
-EVAL = ("eval", "--run", "mine", "--model", "pretrain", "--model", "sft", "--set", "max_tokens=100")
+LORA = ("lora", "--run", "mine", "--model", "sft", "--data", "chat.jsonl", "--set", "trainer.max_steps=2")
+EVAL = ("eval", "--run", "mine", "--model", "pretrain", "--model", "lora", "--set", "max_tokens=100")
 
 EXAMPLES = {
     "tokenizer": "--data texts/*.txt",
     "pretrain": "--data texts/*.txt --model 10M",
     "sft": "--data chat.jsonl",
+    "lora": "--data chat.jsonl",
     "eval": "--model sft",
 }
 
@@ -26,7 +28,7 @@ def test_a_run_grows_by_flags_and_repeats_as_a_recipe(llmpipe):
     rows = [{"prompt": f"Say {word}", "completion": word} for word in ("duck", "shoe", "wolf", "lamb") * 5]
     llmpipe.write("chat.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     known = []
-    for command in (TOKENIZER, PRETRAIN, SFT, EVAL):
+    for command in (TOKENIZER, PRETRAIN, SFT, LORA, EVAL):
         done = json.loads(llmpipe(*command, "--json").stdout)
         known.append(command[0])
         assert [(step["name"], step["state"]) for step in done["steps"]] == [(name, "done") for name in known]

@@ -60,6 +60,7 @@ EXAMPLES = {
     "tokenizer": "llmpipe tokenizer --run runs/mine --data texts/*.txt",
     "pretrain": "llmpipe pretrain --run runs/mine --data texts/*.txt --model 10M",
     "sft": "llmpipe sft --run runs/mine --data chat.jsonl",
+    "lora": "llmpipe lora --run runs/mine --data chat.jsonl",
     "reward": "llmpipe reward --run runs/mine --data pairs.jsonl",
     "dpo": "llmpipe dpo --run runs/mine --data pairs.jsonl",
     "rlhf-ppo": "llmpipe rlhf-ppo --run runs/mine --data prompts.jsonl --reward reward",

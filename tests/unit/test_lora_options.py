@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmpipe import lora
+from llmpipe import lora, stages
 from llmpipe.passthrough import options_of
 from tests.unit.test_mistakes import problems
 
@@ -62,3 +63,42 @@ def test_options(folder: Path, options: str, said: str | None) -> None:
     found = problems(folder, PPO.replace("OPTIONS", several if options.startswith("{") else options))
     assert len(found) == (said is not None), found
     assert all(said is not None and said in problem for problem in found)
+
+
+SFT = """name: x
+stages:
+  tuned:
+    kind: KIND
+    model: {path: chat}
+    data: {path: p.jsonl}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("sft", "lora: {}", None),
+        ("sft", "lora: {lora_dropout: 0.1, use_dora: true}", None),
+        ("sft", "lora: {trainable_token_indices: [3, 4]}", None),
+        ("sft", "lora: {rank: 8}", "7:12: stages.tuned.lora.rank: not an option of LoraConfig"),
+        ("sft", "lora: {modules_to_save: [lm_head]}", "is reserved: an adapter is trained here, and the model under"),
+        ("sft", "lora: {init_lora_weights: pissa}", "is reserved: an adapter begins as nothing"),
+        ("lora", "", None),
+        ("lora", "lora: {r: 4}", None),
+        ("lora", "lora: null", "7:11: stages.tuned.lora: must be a mapping"),
+        ("lora", "r: 4", "7:5: stages.tuned.r: unknown key"),
+    ],
+)
+def test_options_of_a_supervised_stage(folder: Path, kind: str, options: str, said: str | None) -> None:
+    found = problems(folder, SFT.replace("KIND", kind) + f"    {options}\n")
+    assert len(found) == (said is not None), found
+    assert all(said is not None and said in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "made"),
+    [("sft", {}, "causal-lm"), ("sft", {"lora": {}}, "adapter"), ("lora", {}, "adapter")],
+)
+def test_what_comes_out(kind: str, settings: dict[str, Any], made: str) -> None:
+    stage = stages.load(kind)
+    assert stage.produces(stage.Settings.model_validate({"kind": kind, **settings})) == made

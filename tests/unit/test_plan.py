@@ -23,13 +23,14 @@ stages:
   other: {kind: tokenizer, data: {path: b.txt}}
   base: {kind: pretrain, data: {path: a.txt}, model: {size: 1M}, tokenizer: tok}
   chat: {kind: sft, data: {builtin: storyworld}, model: base}
+  tuned: {kind: lora, data: {builtin: storyworld}, model: base}
   judge: {kind: reward, data: {path: a.txt}, model: base}
   direct: {kind: dpo, data: {path: a.txt}, model: base}
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base}
 """
-NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "reward": "judge", "dpo": "direct", "rlhf-ppo": "ppo"}
-NAMES |= {"eval": "scores"}
+NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
+NAMES |= {"rlhf-ppo": "ppo", "eval": "scores"}
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
@@ -52,6 +53,7 @@ VALUES: dict[Any, Any] = {
     "dual_clip": 2.5,
     "lora": {"r": 4},
     ("sft", "model"): {"hub": "a/b"},
+    ("lora", "model"): {"hub": "a/b"},
     ("reward", "model"): {"hub": "a/b"},
     ("dpo", "model"): {"hub": "a/b"},
     ("dpo", "dropout"): 0.0,
@@ -132,7 +134,7 @@ def test_every_option_of_the_trainer_counts_but_the_cosmetic_ones(place: Path, k
 def test_a_change_reaches_what_follows_and_nothing_else(place: Path) -> None:
     before, after = plan(), plan("base.dropout=0.5")
     changed = {name for name in before if before[name].record.fingerprint != after[name].record.fingerprint}
-    assert changed == {"base", "chat", "judge", "direct", "ppo", "scores"}
+    assert changed == {"base", "chat", "tuned", "judge", "direct", "ppo", "scores"}
 
 
 def test_names_and_places_do_not_count(place: Path) -> None:

@@ -22,6 +22,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -41,18 +42,9 @@ def attach(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None, *, 
         value: add an adapter for the value network, of the policy's shape.
 
     Raises:
-        StageError: peft cannot make such an adapter on this model.
+        StageError: peft cannot make such an adapter on this model, or it could not be merged.
     """
-    try:
-        if folder is None:
-            config = LoraConfig(task_type="CAUSAL_LM", **{**options.DEFAULTS, **lora})
-            policy = get_peft_model(base, config, adapter_name=POLICY)
-        else:
-            config = LoraConfig.from_pretrained(folder)
-            config.lora_dropout, config.inference_mode = 0.0, False
-            policy = PeftModel.from_pretrained(base, folder, adapter_name=POLICY, is_trainable=True, config=config)
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise StageError(f"lora: {error}".splitlines()[0]) from error
+    policy = put(base, lora, folder)
     fresh = deepcopy(policy.peft_config[POLICY])
     fresh.init_lora_weights = True
     if folder is not None:
@@ -65,6 +57,29 @@ def attach(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None, *, 
     if value:
         policy.set_requires_grad(VALUE)
     return policy
+
+
+def put(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None) -> PeftModel:
+    """Put one adapter on a model: a fresh one, or the one in `folder` to train further.
+
+    Raises:
+        StageError: peft cannot make such an adapter on this model, or it could not be merged.
+    """
+    try:
+        if folder is None:
+            config = LoraConfig(task_type="CAUSAL_LM", **{**options.DEFAULTS, **lora})
+            adapted = get_peft_model(base, config, adapter_name=POLICY)
+        else:
+            config = LoraConfig.from_pretrained(folder)
+            config.lora_dropout, config.inference_mode = lora.get("lora_dropout", 0.0), False
+            adapted = PeftModel.from_pretrained(base, folder, adapter_name=POLICY, is_trainable=True, config=config)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise StageError(f"lora: {error}".splitlines()[0]) from error
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if base.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in ends):
+        message = "lora.target_modules names the embedding or the output layer, which are one matrix in this model"
+        raise StageError(f"{message}: merged, the adapter of one would change both", hint="target_modules: all-linear")
+    return adapted
 
 
 @contextmanager
