@@ -177,7 +177,8 @@ def export(
     stage: Annotated[str, typer.Argument(help="Finished stage whose model to take out.")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
     gguf: Annotated[
-        Literal["F32", "F16", "Q8_0"] | None, typer.Option("--gguf", help="Also write a GGUF file with these numbers.")
+        Literal["F32", "F16", "Q8_0"] | None,
+        typer.Option("--gguf", case_sensitive=False, help="Also write a GGUF file with these numbers."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a model that is there; other files stay.")] = False,
     json_output: Json = False,

@@ -8,10 +8,11 @@ and README.md, a model card; also a GGUF file where one is asked for. An adapter
 
 from __future__ import annotations
 
+import io
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,11 +71,15 @@ def export(run: Path, stage: str, to: Path, *, force: bool, gguf: GGUF | None, a
         raise UsageError("--gguf needs the package gguf, which is not installed", hint="pip install gguf")
     adapter = not (run / stage / "model").is_dir()
     done = Exported(run=str(run), stage=stage, to=str(to), parameters=0, merged=adapter)
+    said: list[str] = []
     with _whole(to) as folder:
-        card = _write(run, manifest, folder, done, gguf=gguf, name=to.resolve().name)
+        with redirect_stderr(io.StringIO()):  # transformers draws a bar for every file
+            card = _write(run, manifest, folder, done, said, gguf=gguf, name=to.resolve().name)
         (folder / "README.md").write_text(card, encoding="utf-8", newline="\n")
         files = sorted(file for file in folder.rglob("*") if file.is_file())
         done.files = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
+    for text in said:
+        console.say(f"  {text}")
     if as_json:
         console.as_json(asdict(done))
     show(done)
@@ -113,13 +118,15 @@ def _folder(stage: Path) -> Path | None:
     return next((folder for folder in inside if folder.is_dir()), None)
 
 
-def _write(run: Path, manifest: Manifest, folder: Path, done: Exported, *, gguf: GGUF | None, name: str) -> str:
-    """Load the model, write it to an empty folder, note what it is, and return its card."""
+def _write(
+    run: Path, manifest: Manifest, folder: Path, done: Exported, said: list[str], *, gguf: GGUF | None, name: str
+) -> str:
+    """Load the model, write it to an empty folder, note what it is and what is to be said, and return its card."""
     from llmpipe.training import models, reward_model
 
-    ctx = Context(run_dir=run, step=manifest, emit=lambda _event: None)
+    ctx = Context(run_dir=run, step=manifest, emit=lambda event: said.append(event["text"]))
     source = StageSource(stage=manifest.name, weight=1.0)
-    if is_reward := (run / manifest.name / "model" / reward_model.FORMAT_FILE).is_file():
+    if is_reward := any((run / manifest.name).glob(f"*/{reward_model.FORMAT_FILE}")):
         reward = reward_model.load(source, ctx)
         model, tokenizer = reward.model, reward.tokenizer
     else:

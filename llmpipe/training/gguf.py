@@ -7,11 +7,9 @@ gets it.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -203,9 +201,8 @@ def _as_llama_cpp(name: str, weight: Tensor, model: PreTrainedModel) -> Tensor:
 def read_back(path: Path) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a GGUF file with transformers, in fp32."""
     options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    with redirect_stderr(io.StringIO()):  # transformers 5.23 draws a bar of its own
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
-        return model, AutoTokenizer.from_pretrained(path.parent, **options)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+    return model, AutoTokenizer.from_pretrained(path.parent, **options)
 
 
 def _check(model: PreTrainedModel, tokenizer: Tokenizer, path: Path, number: Number) -> float:

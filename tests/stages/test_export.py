@@ -227,6 +227,8 @@ def test_every_shape_of_llama_comes_back(
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         assert getattr(its_tokenizer, name) == getattr(tokenizer, name)
     assert greedy(found, its_tokenizer) == greedy(model, tokenizer)
+    tokens = GGUFReader(path).fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == model.get_input_embeddings().num_embeddings, "llama.cpp counts them"
     path.unlink()
     narrow = gguf.write(model, tokenizer, path, number="Q8_0", name="x")
     assert narrow.wider == (2 * 7 + 2 if shape == "odd rows" else 0) and 0 < narrow.largest_shift < 0.02

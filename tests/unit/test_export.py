@@ -134,7 +134,7 @@ def test_a_card_says_where_a_model_comes_from(run: Path) -> None:
     ):
         assert f"\n{line}\n" in text, line
     assert text.index("| tok | tokenizer |") < text.index("| base | pretrain |") < text.index("| chat | sft |")
-    assert "/home" not in text and str(run) not in text
+    assert "apply_chat_template" in text and "/home" not in text and str(run) not in text
     assert "license:" not in text.split("---")[1] and "9" not in text.split("## Figures")[1]
 
 
@@ -144,7 +144,7 @@ def test_scores_of_a_model_that_was_replaced_are_left_out(run: Path) -> None:
     (run / "chat" / "model").rmdir()
     made(run, "chat", "sft", started="2026-01-03T00:00:00+00:00")
     text = cards.card(run, "chat", facts(chat=False))
-    assert "perplexity" not in text and "## Figures" not in text
+    assert "perplexity" not in text and "## Figures" not in text and "apply_chat_template" not in text
     assert "Everything was made by the run." in text
 
 
