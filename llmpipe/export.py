@@ -127,13 +127,16 @@ def _write(
     ctx = Context(run_dir=run, step=manifest, emit=lambda event: said.append(event["text"]))
     source = StageSource(stage=manifest.name, weight=1.0)
     if is_reward := any((run / manifest.name).glob(f"*/{reward_model.FORMAT_FILE}")):
+        if gguf:
+            message = f"--gguf writes models that answer, and {manifest.name} scores answers"
+            raise UsageError(message, hint="leave out --gguf")
         reward = reward_model.load(source, ctx)
         model, tokenizer = reward.model, reward.tokenizer
     else:
         model, tokenizer = models.load(source, ctx)
     done.parameters = model.num_parameters()
     if gguf:
-        done.gguf = _write_gguf(model, tokenizer, folder / f"{name}-{gguf}.gguf", gguf, name)
+        done.gguf = _write_gguf(model, tokenizer, folder / "gguf" / f"{name}-{gguf}.gguf", gguf, name)
     if is_reward:
         reward_model.save(reward, folder)
     else:
@@ -152,12 +155,13 @@ def _write(
 def _write_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path, number: GGUF, name: str
 ) -> dict[str, Any]:
-    """Write a GGUF file, before there is anything else in the folder that a reader of it might take."""
+    """Write a GGUF file in a folder of its own: transformers 5.23 would take a tokenizer.json beside it instead."""
     from llmpipe.training import gguf
 
+    path.parent.mkdir()
     written = gguf.write(model, tokenizer, path, number=number, name=name)
     shift = {"largest_logit_shift": written.largest_shift, "matrices_in_f16": written.wider}
-    return {"file": path.name, "type": number, **shift}
+    return {"file": f"gguf/{path.name}", "type": number, **shift}
 
 
 @contextmanager

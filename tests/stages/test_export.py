@@ -17,7 +17,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from llmpipe.artifact import read_json
-from llmpipe.errors import StageError
+from llmpipe.errors import StageError, UsageError
 from llmpipe.export import export
 from llmpipe.settings import StageSource
 from llmpipe.training import gguf, models, reward_model
@@ -148,6 +148,12 @@ def test_a_reward_model_keeps_its_format(run: Path, tmp_path: Path, capsys: pyte
     )
 
 
+def test_gguf_of_a_reward_model_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--gguf writes models that answer, and judge scores answers"):
+        export(run, "judge", tmp_path / "out", force=False, gguf="F32", as_json=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_force_writes_over_a_model_and_keeps_the_rest(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,12 +184,10 @@ def test_gguf_of_a_trained_model_gives_its_logits(
     number: str, bound: float, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = exported(run, "chat", tmp_path / "out", capsys, gguf=number)
-    assert said["gguf"]["file"] == f"out-{number}.gguf" and said["gguf"]["matrices_in_f16"] == 0
-    assert f"`out-{number}.gguf`" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    (tmp_path / "out" / said["gguf"]["file"]).rename(alone / "x.gguf")
-    model = AutoModelForCausalLM.from_pretrained(alone, gguf_file="x.gguf", dtype=torch.float32)
+    assert said["gguf"]["file"] == f"gguf/out-{number}.gguf" and said["gguf"]["matrices_in_f16"] == 0
+    assert f"`gguf/out-{number}.gguf`" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    place = {"pretrained_model_name_or_path": tmp_path / "out" / "gguf", "gguf_file": f"out-{number}.gguf"}
+    model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     plain = AutoModelForCausalLM.from_pretrained(run / "chat" / "model")
     shift = float((logits(model) - logits(plain)).abs().max() / logits(plain).abs().max())
     assert shift <= bound and said["gguf"]["largest_logit_shift"] <= bound
@@ -191,7 +195,7 @@ def test_gguf_of_a_trained_model_gives_its_logits(
         assert shift > 0
         return
     tokenizers = (
-        AutoTokenizer.from_pretrained(alone, gguf_file="x.gguf"),
+        AutoTokenizer.from_pretrained(**place),
         AutoTokenizer.from_pretrained(run / "chat" / "model"),
     )
     assert greedy(model, tokenizers[0]) == greedy(plain, tokenizers[1])
