@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -168,6 +168,25 @@ def doctor(json_output: Json = False) -> None:
     from llmpipe.doctor import examine
 
     examine(as_json=json_output)
+
+
+@app.command(rich_help_panel="Look")
+@guarded
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    stage: Annotated[str, typer.Argument(help="Finished stage whose model to take out.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write.")],
+    gguf: Annotated[
+        Literal["F32", "F16", "Q8_0"] | None,
+        typer.Option("--gguf", case_sensitive=False, help="Also write a GGUF file with these numbers."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a model that is there; other files stay.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Write a stage's model as a plain Hugging Face folder with a model card; an adapter is merged."""
+    from llmpipe.export import export as write
+
+    write(run, stage, to, force=force, gguf=gguf, as_json=json_output)
 
 
 def _version(wanted: bool) -> None:

@@ -17,6 +17,8 @@ LAYERS = [
     {"stage_commands"},
     {"flags"},
     {"pipeline"},
+    {"export"},
+    {"cards"},
     {"runner", "summary", "vocabulary", "doctor", "recipe_edit"},
     {"launch"},
     {"worker"},
@@ -28,7 +30,7 @@ LAYERS = [
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
     {"errors", "console"},
 ]
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors", "gguf"}
 
 
 def imported(path: Path, *, everywhere: bool = False) -> set[str]:

@@ -1,0 +1,197 @@
+"""Model cards: what the manifests of a run say of a model, as README.md for the Hugging Face hub.
+
+No path of this machine gets into one: files are named by their last part and their sha256.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmpipe import console, summary
+from llmpipe.artifact import Input, Manifest, read_json, read_manifest
+from llmpipe.settings import source_key
+
+DIGITS = 12
+"""Of a sha256 or a commit: enough to tell two files apart."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says of the exported folder itself."""
+
+    folder: str
+    parameters: int
+    merged: bool
+    """Whether it was an adapter."""
+    reward: bool
+    """Whether it scores answers instead of giving them."""
+    chat: bool
+    """Whether it has a chat template."""
+    gguf: str | None
+    """Name of the GGUF file."""
+
+
+def card(run: Path, stage: str, facts: Facts) -> str:
+    """Write the card of a stage's model."""
+    made_by = lineage(run, stage)
+    last = made_by[-1]
+    parts = [
+        front_matter(made_by, facts),
+        f"# {facts.folder}\n\nA {'reward' if facts.reward else 'language'} model of "
+        f"{console.count(facts.parameters)} parameters, made by the stage `{stage}` ({last.kind}) of an llmpipe run."
+        f"{MERGED if facts.merged else ''}",
+        f"## Use\n\n{use(facts)}",
+        f"## How it was made\n\n{stages_table(made_by)}\n\nSeed {last.seed}, on {last.device}; {versions(last)}.",
+        f"## Data\n\n{data_table(run, made_by)}",
+        figures(run, made_by),
+        LICENCE,
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+MERGED = " It was trained as an adapter, which is merged into its base."
+LICENCE = (
+    "## Licence\n\nNot chosen yet: set `license:` at the top of this file to one that the licences of the data and of "
+    "the model it began from allow."
+)
+
+
+def lineage(run: Path, stage: str) -> list[Manifest]:
+    """Return the manifests of a stage and of all that led to it, inputs first."""
+    found: dict[str, Manifest] = {}
+
+    def add(name: str) -> None:
+        manifest = read_manifest(run / name)
+        if manifest is None or name in found:
+            return
+        for entry in manifest.inputs:
+            if "stage" in entry.source:
+                add(entry.source["stage"])
+        found[name] = manifest
+
+    add(stage)
+    return list(found.values())
+
+
+def front_matter(made_by: Sequence[Manifest], facts: Facts) -> str:
+    """Write what the hub sorts models by; JSON is YAML, and needs no rules for quotes."""
+    hub = [entry for manifest in made_by for entry in manifest.inputs if "hub" in entry.source]
+    keys: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-classification" if facts.reward else "text-generation",
+        "base_model": sorted({entry.source["hub"] for entry in hub if entry.field == "model"}),
+        "datasets": sorted({entry.source["hub"] for entry in hub if entry.field in ("data", "prompts")}),
+        "tags": ["llmpipe"],
+    }
+    lines = [f"{key}: {json.dumps(value)}" for key, value in keys.items() if value]
+    return "\n".join(["---", *lines, "---"])
+
+
+def use(facts: Facts) -> str:
+    """Show how to load the folder from the one above it, as Python that runs."""
+    kind = "AutoModelForSequenceClassification" if facts.reward else "AutoModelForCausalLM"
+    lines = [
+        f"from transformers import {kind}, AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(facts.folder)})",
+        f"model = {kind}.from_pretrained({json.dumps(facts.folder)})",
+    ]
+    if not facts.reward:
+        lines += CHAT if facts.chat else PLAIN
+    shown = "\n".join(["```python", *lines, "```"])
+    if facts.reward:
+        shown += "\n\n`reward.json` says how answers have to be written, and what the outputs weigh."
+    if facts.gguf:
+        shown += f"\n\n`{facts.gguf}` is the same model for llama.cpp and what is built on it."
+    return shown
+
+
+CHAT = [
+    'turns = [{"role": "user", "content": "Hello!"}]',
+    'ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+    'answer = model.generate(**ids, max_new_tokens=100)[0, ids["input_ids"].shape[1] :]',
+    "print(tokenizer.decode(answer, skip_special_tokens=True))",
+]
+PLAIN = [
+    'ids = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)',
+    "print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0], skip_special_tokens=True))",
+]
+
+
+def stages_table(made_by: Sequence[Manifest]) -> str:
+    """List the stages: what each one read, and how long it took."""
+    rows = []
+    for manifest in made_by:
+        read = dict.fromkeys(str(entry.source.get("stage", "")) for entry in manifest.inputs)
+        above = ", ".join(name for name in read if name)
+        rows.append((manifest.name, manifest.kind, above, console.seconds(manifest.seconds)))
+    return table(("stage", "kind", "on", "took"), rows)
+
+
+def versions(manifest: Manifest) -> str:
+    """Name the versions that made a stage's output."""
+    shown = ("llmpipe", "torch", "transformers", "trl", "peft")
+    return ", ".join(f"{name} {manifest.versions[name]}" for name in shown if name in manifest.versions)
+
+
+def data_table(run: Path, made_by: Sequence[Manifest]) -> str:
+    """List what came from outside of the run."""
+    rows = [
+        (manifest.name, entry.field, name, identity)
+        for manifest in made_by
+        for entry in manifest.inputs
+        for name, identity in _described(run, entry)
+    ]
+    return table(("stage", "input", "what", "sha256 or commit"), rows) if rows else "Everything was made by the run."
+
+
+def _described(run: Path, entry: Input) -> Iterator[tuple[str, str]]:
+    """Yield the parts of an input, each with what identifies its content; none where another stage made it."""
+    source, key = entry.source, source_key(entry.source)
+    if key == "hub":
+        locks = read_json(run / "hub.json") or {}
+        kind = "dataset" if entry.field in ("data", "prompts") else "model"
+        commit = source.get("revision") or locks.get(f"{kind}:{source['hub']}") or ""
+        yield source["hub"], str(commit)[:DIGITS]
+    elif key == "builtin":
+        rows = f", {source['rows']:,} rows" if source.get("rows") else ""
+        yield f"{source['builtin']} (ships with llmpipe{rows})", ""
+    elif key in ("path", "function"):
+        for file, digest in entry.files.items():
+            yield Path(file).name, digest[:DIGITS]
+
+
+def figures(run: Path, made_by: Sequence[Manifest]) -> str:
+    """Show what each stage changed, and what the run's eval stages measured of this model."""
+    shown = []
+    changed = [row[:4] for manifest in made_by for row in summary.changes(manifest.name, manifest)]
+    if changed:
+        shown.append(table(("stage", "", "before", "after"), changed))
+    stage = made_by[-1].name
+    found = [read_manifest(path.parent) for path in sorted(run.glob("*/manifest.json"))]
+    measured = [
+        (manifest.name, summary.LABELS.get(key, key.replace("_", " ")), console.number(value, key=key))
+        for manifest in found
+        if manifest and manifest.kind == "eval" and _measured(stage, manifest, made_by[-1])
+        for name, value in manifest.metrics.items()
+        for owner, _, key in (name.rpartition("."),)
+        if owner == stage and key not in summary.HIDDEN
+    ]
+    if measured:
+        shown.append(table(("eval stage", "", stage), measured))
+    return "## Figures\n\n" + "\n\n".join(shown) if shown else ""
+
+
+def _measured(stage: str, scores: Manifest, model: Manifest) -> bool:
+    """Whether an eval stage measured this very model, and not one that a later run has replaced."""
+    return model.started <= scores.started and any(entry.source.get("stage") == stage for entry in scores.inputs)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
+    cells = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(console.clean(cell).replace("|", r"\|") for cell in row) + " |" for row in cells)
