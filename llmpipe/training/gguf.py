@@ -43,8 +43,8 @@ FILE_TYPES = {
 BOUNDS = {"F32": 1e-6, "F16": 5e-3, "Q8_0": 1e-1}
 """How far a logit of the file may be from the model's, as a share of the largest one.
 
-Trained models of half a million parameters: 0 for F32, 4e-4 for F16, 1.2e-2 for Q8_0. A file that was written wrongly
-is off by about 1.
+Trained models of half a million parameters: 0 for F32, 4e-4 for F16, 1.2e-2 for Q8_0. With the rows of
+queries and keys in the wrong order, they are off by 0.4 and more.
 """
 
 TEXTS = ("Once upon a time, 12345 ducks didn't swim.", "  two\n\n\tthree   ", "naïve 漢字 🦆 e\u0301")
