@@ -44,7 +44,7 @@ BOUNDS = {"F32": 1e-6, "F16": 5e-3, "Q8_0": 1e-1}
 """How far a logit of the file may be from the model's, as a share of the largest one.
 
 Trained models of half a million parameters: 0 for F32, 4e-4 for F16, 1.2e-2 for Q8_0. With the rows of
-queries and keys in the wrong order, they are off by 0.4 and more.
+queries and keys in the wrong order, they were off by 0.36 and 0.55.
 """
 
 TEXTS = ("Once upon a time, 12345 ducks didn't swim.", "  two\n\n\tthree   ", "naïve 漢字 🦆 e\u0301")
