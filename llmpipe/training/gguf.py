@@ -41,7 +41,11 @@ FILE_TYPES = {
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
 }
 BOUNDS = {"F32": 1e-6, "F16": 5e-3, "Q8_0": 1e-1}
-"""How far a logit of the file may be from the model's, as a share of the largest one."""
+"""How far a logit of the file may be from the model's, as a share of the largest one.
+
+Trained models of half a million parameters: 0 for F32, 4e-4 for F16, 1.2e-2 for Q8_0. With the rows of
+queries and keys in the wrong order, they were off by 0.36 and 0.55.
+"""
 
 TEXTS = ("Once upon a time, 12345 ducks didn't swim.", "  two\n\n\tthree   ", "naïve 漢字 🦆 e\u0301")
 GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -199,7 +203,10 @@ def _as_llama_cpp(name: str, weight: Tensor, model: PreTrainedModel) -> Tensor:
 
 
 def read_back(path: Path) -> tuple[PreTrainedModel, Tokenizer]:
-    """Load a GGUF file with transformers, in fp32."""
+    """Load a GGUF file with transformers, in fp32.
+
+    transformers 5.23 gives every such tokenizer a token more, `<|endoftext|>`, which the model has no row for.
+    """
     options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
     return model, AutoTokenizer.from_pretrained(path.parent, **options)
