@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -20,9 +21,15 @@ from llmpipe.training import models
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
 
+@pytest.fixture
+def tokenizer(learned_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 300 tokens with llmpipe's chat template; a test may change it."""
+    return deepcopy(learned_tokenizer)
+
+
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 300 tokens with llmpipe's chat template."""
+def learned_tokenizer() -> PreTrainedTokenizerFast:
+    """What `tokenizer` copies, made once."""
     settings = tokenizer_stage.Settings.model_validate({"vocab_size": 300})
     learned = tokenizer_stage.learn(settings, storyworld.corpus(stories=300, seed=0))
     return PreTrainedTokenizerFast(
