@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
@@ -90,10 +91,10 @@ def _sure(margin: float) -> float:
 
 def correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Return Pearson's correlation; None where either does not vary."""
-    means = fmean(one), fmean(other)
-    together = sum((left - means[0]) * (right - means[1]) for left, right in zip(one, other, strict=True))
-    spread = pstdev(one) * pstdev(other) * len(one)
-    return together / spread if spread else None
+    try:
+        return statistics.correlation(one, other)
+    except statistics.StatisticsError:  # one of them is constant
+        return None
 
 
 def _share(wins: Sequence[float]) -> float | None:

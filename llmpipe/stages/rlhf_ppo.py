@@ -39,6 +39,9 @@ VERSION = 1
 
 DEFAULTS = {"learning_rate": 1e-6, "lr_scheduler_type": "linear", "warmup_steps": 0.03, "adam_epsilon": 1e-5}
 
+ADAPTER_DEFAULTS = DEFAULTS | {"learning_rate": 1e-5}
+"""An adapter wants a higher rate."""
+
 RESERVED = TRAINER_RESERVED | {
     "max_steps": "set `rollouts:`, `epochs:` and `minibatches:` of the stage",
     "num_train_epochs": "set `rollouts:` of the stage",
@@ -105,6 +108,9 @@ class Settings(TrainingSettings):
         None, description="prompts; of conversations and pairs, what was asked; the reward model's when left out"
     )
     chat: bool = Field(True, description="put prompts through the chat template, where the model has one")
+    micro_batch_tokens: Count = Field(
+        8192, description="most tokens per forward pass and process; lower it to save memory"
+    )
     rollouts: int = Field(50, gt=0, description="how often answers are sampled and learned from")
     rollout: Rollout = Field(default_factory=lambda: Rollout.model_validate({}), description="how answers are sampled")
     epochs: int = Field(2, gt=0, description="passes over the answers of a rollout")
@@ -147,6 +153,8 @@ class Settings(TrainingSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if "max_tokens" in self.held_out.model_fields_set:
+            raise ValueError("held_out.max_tokens is of texts; set evaluate_answers")
         if self.dropout:
             raise ValueError("dropout makes the probabilities before and after a step differ; leave it out")
         if self.rollout.samples % self.minibatches:
@@ -234,7 +242,7 @@ def prepare(
         ctx,
         settings,
         options=settings.trainer | parts.batches(settings, row_tokens=longest),
-        stage_defaults=DEFAULTS,
+        stage_defaults=DEFAULTS if settings.lora is None else ADAPTER_DEFAULTS,
         rows=settings.rollouts * settings.rollout.samples,
         row_tokens=longest,
         measured=len(held_out) > 0,

@@ -70,6 +70,10 @@ class Measured:
                 hint="lower trainer.learning_rate, or raise trainer.warmup_steps; the last checkpoint is kept",
             )
 
+    def shown(self, loss: float) -> str:
+        """Write what decides on the best checkpoint for people."""
+        return f"held-out loss {loss:.4f}"
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Log the mean loss of all held-out tokens in nats."""
         loss = self.held_out_loss()
@@ -274,7 +278,7 @@ def _keep_best(trainer: Any, ctx: Context, flow: Flow) -> float:
         if not (folder / "model.safetensors").is_file():
             raise StageError(f"the best checkpoint {folder} is gone", hint="llmpipe run --force this stage")
         load_model(trainer.model, folder / "model.safetensors", strict=False)  # tied weights are stored once
-        ctx.say(f"kept step {best.best_step}, whose held-out loss {best.best_loss:.4f} was the best")
+        ctx.say(f"kept step {best.best_step}, whose {trainer.shown(best.best_loss)} was the best")
         return best.best_loss
     return final
 

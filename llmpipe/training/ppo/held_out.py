@@ -37,6 +37,10 @@ class HeldOut:
         """Return what is to be small: minus the reward, plus the price of the KL."""
         return float(self.measure()["loss"])
 
+    def shown(self, loss: float) -> str:
+        """Write what decides on the best checkpoint for people."""
+        return f"held-out reward {-loss:.3f}, less the price of its KL,"
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Log the held-out reward; the best checkpoint is the one with the smallest `eval_loss`."""
         found = self.measure()

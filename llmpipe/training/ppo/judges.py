@@ -35,7 +35,7 @@ def load(sources: Sequence[AnySource], ctx: Context) -> list[Judge]:
 def load_function(where: str) -> Callable[..., Any]:
     """Import FILE.py:NAME; that it may run was said with --allow-code."""
     file, _, name = where.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    spec = importlib.util.spec_from_file_location(f"reward_{Path(file).stem}", file)  # random.py is not `random`
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -75,7 +75,7 @@ def encoded(prompt: Prompt, tokenizer: Tokenizer, *, chat: bool) -> Asked:
         DataError: there is no token that an answer could follow.
     """
     if chat:
-        text = render(Conversation(prompt.messages), tokenizer, len(prompt.messages), ask=True)
+        text = render(Conversation(prompt.messages, prompt.tools), tokenizer, len(prompt.messages), ask=True)
         return Asked(prompt, tokenizer(text, add_special_tokens=False)["input_ids"])
     text = prompt.text if prompt.text is not None else "\n".join(turn["content"] for turn in prompt.messages)
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

@@ -141,7 +141,7 @@ class FunctionScorer:
         prompts = [one.shown for one in asked]
         name = self.names[0]
         try:
-            found = self.function(prompts=prompts, answers=list(texts))
+            found = self.function(prompts=prompts, answers=[text.strip() for text in texts])
             found = list(found) if isinstance(found, Iterable) else found
         except Exception as error:
             inside = traceback.extract_tb(error.__traceback__)[1:]  # the first frame is this one

@@ -168,7 +168,8 @@ class VLLM:
             logps = [float(logp) for logp in logps[: len(answer.ids)]]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise StageError(
-                f"the server at {self.url} gave no token ids with log-probabilities", hint="vllm 0.10.2 or newer does"
+                f"the server at {self.url} gave no token ids with log-probabilities",
+                hint="a vLLM that knows return_token_ids does",
             ) from error
         if reply.get("model") != self.served:
             raise StageError(f"the server at {self.url} answered with {reply.get('model')}, and not {self.served}")
