@@ -252,9 +252,8 @@ def test_a_recipe_begins_from_one(
     scores = read_json(run / "scores" / "scores.json")["models"]
     assert list(scores) == ["tiny.gguf", "chat", "tuned", "again"]
     assert len({round(entry["perplexity"], 6) for entry in scores.values()}) == 4
+    assert export(run, "tuned", tmp_path / "out", force=False, gguf="F32").merged
     capsys.readouterr()
-    export(run, "tuned", tmp_path / "out", force=False, gguf="F32", as_json=True)
-    assert json.loads(capsys.readouterr().out)["merged"]
     merged, _ = models.load(StageSource(stage="tuned"), context_for(run))
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(merged))
     assert f"| tuned | model | tiny.gguf | {sha256_of(file)[:12]} |" in (tmp_path / "out" / "README.md").read_text()
