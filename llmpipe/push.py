@@ -96,7 +96,7 @@ def push(done: Exported, to: Destination) -> dict[str, Any] | None:
         StageError: the hub refuses, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     if not console.err.is_terminal:
         disable_progress_bars()

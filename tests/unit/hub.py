@@ -47,8 +47,8 @@ class Hub:
         for part, (status, message) in self.refuse.items():
             if part in path:
                 return status, {"error": message}
-        if path.startswith("/objects/"):
-            self.stored[path.removeprefix("/objects/")] = body
+        if path.startswith("/stored/"):
+            self.stored[path.removeprefix("/stored/")] = body
             return 200, {}
         if path == "/api/repos/create":
             asked = json.loads(body)
@@ -60,7 +60,7 @@ class Hub:
             return 200, {}
         if path.endswith("/objects/batch"):
             wanted = json.loads(body)["objects"]
-            href = f"{self.storage}/objects/"
+            href = f"{self.storage}/stored/"
             return 200, {"objects": [one | {"actions": {"upload": {"href": href + one["oid"]}}} for one in wanted]}
         owner, name, *rest = path.removeprefix("/api/models/").split("/")
         repo = f"{owner}/{name}"

@@ -118,6 +118,25 @@ def test_a_flag_may_name_one(flag: str) -> None:
         recipe_edit.source_from_flag("gone.gguf", flag=flag, stages=[])
 
 
+def test_a_stage_command_takes_one(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("chat.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    command = [
+        "lora",
+        "--run",
+        "run",
+        "--data",
+        "chat.jsonl",
+        "--model",
+        "models/small-Q4_1.gguf",
+        "--dry-run",
+        "--json",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        app(command)
+    (step,) = json.loads(capsys.readouterr().out)["steps"]
+    assert not ended.value.code and step["inputs"][0] == str(Path("models/small-Q4_1.gguf").absolute())
+
+
 def test_without_the_package_nothing_is_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

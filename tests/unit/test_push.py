@@ -83,10 +83,8 @@ def test_a_new_repository_is_private_and_gets_the_bytes(
 
 def test_the_token_goes_to_the_hub_alone(hub: Hub, done: Exported) -> None:
     push(done, TO)
-    assert {key for _, path, key in hub.asked if path.startswith("/objects/")} == {""}, (
-        "the storage signs its addresses"
-    )
-    assert {key for _, path, key in hub.asked if not path.startswith("/objects/")} == {f"Bearer {TOKEN}"}
+    assert {key for _, path, key in hub.asked if path.startswith("/stored/")} == {""}, "the storage signs its addresses"
+    assert {key for _, path, key in hub.asked if not path.startswith("/stored/")} == {f"Bearer {TOKEN}"}
 
 
 def test_public_makes_a_new_repository_public(hub: Hub, done: Exported) -> None:
@@ -145,9 +143,9 @@ REFUSALS = {
         f"the folder is written; {AGAIN}",
     ),
     "a file": (
-        ("/objects/", 403, "no"),
-        "the token may not write there (403)",
-        f"{LOGIN}; then {AGAIN}",
+        ("/stored/", 400, "cut off"),
+        "the hub could not take it: cut off",
+        f"the folder is written; {AGAIN}",
     ),
     "the card": (
         ("/api/validate-yaml", 400, f"bad metadata of {TOKEN}"),
