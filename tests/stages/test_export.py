@@ -69,6 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def exported(run: Path, stage: str, to: Path, capsys: pytest.CaptureFixture[str], **flags: Any) -> dict[str, Any]:
     """Export and return what `--json` says."""
+    capsys.readouterr()
     said = asdict(export(run, stage, to, **{"force": False, "gguf": None, **flags}))
     assert capsys.readouterr().out == ""
     return said

@@ -76,6 +76,7 @@ def test_data_is_no_gguf_file() -> None:
         ("{kind: reward, data: {builtin: storyworld}, model: MODEL}", "model"),
         ("{kind: dpo, data: {builtin: storyworld}, model: MODEL}", "model"),
         ("{kind: rlhf-ppo, data: {builtin: storyworld}, reward: {hub: a/b}, model: MODEL}", "model"),
+        ("{kind: grpo, data: {builtin: storyworld}, reward: {hub: a/b}, model: MODEL}", "model"),
         ("{kind: eval, models: [MODEL], suites: [samples]}", "models"),
     ],
 )
