@@ -160,7 +160,7 @@ def _described(run: Path, entry: Input) -> Iterator[tuple[str, str]]:
     elif key == "builtin":
         rows = f", {source['rows']:,} rows" if source.get("rows") else ""
         yield f"{source['builtin']} (ships with llmpipe{rows})", ""
-    elif key in ("path", "function"):
+    elif key in ("path", "gguf", "function"):
         for file, digest in entry.files.items():
             yield Path(file).name, digest[:DIGITS]
 

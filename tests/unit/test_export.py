@@ -58,7 +58,7 @@ def facts(**changed: Any) -> cards.Facts:
 
 def refused(run: Path, stage: str, to: Path, **flags: Any) -> LlmpipeError:
     with pytest.raises(LlmpipeError) as failure:
-        export.export(run, stage, to, **{"force": False, "gguf": None, "as_json": False, **flags})
+        export.export(run, stage, to, **{"force": False, "gguf": None, **flags})
     return failure.value
 
 
