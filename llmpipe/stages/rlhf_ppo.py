@@ -23,6 +23,7 @@ from llmpipe.settings import (
     Count,
     DataSources,
     FolderSource,
+    HeldOut,
     Passthrough,
     RewardSources,
     Strict,
@@ -153,7 +154,7 @@ class Settings(TrainingSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if "max_tokens" in self.held_out.model_fields_set:
+        if self.held_out.max_tokens != HeldOut().max_tokens:  # a step's settings are written down with all defaults
             raise ValueError("held_out.max_tokens is of texts; set evaluate_answers")
         if self.dropout:
             raise ValueError("dropout makes the probabilities before and after a step differ; leave it out")
