@@ -9,7 +9,7 @@ import torch
 from llmpipe.data import said
 from llmpipe.data.preferences import Preference
 from llmpipe.training import pairs, reward_model
-from llmpipe.training.reward_trainer import classifier
+from llmpipe.training.reward_model import classifier
 
 
 def preference(chosen: str, rejected: str, *, asked: str = "Say something.", **more: Any) -> Preference:
