@@ -101,6 +101,7 @@ def put(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None) -> Pef
 def _loaded(base: PreTrainedModel, folder: Path, config: LoraConfig) -> PeftModel:
     if config.task_type == "CAUSAL_LM":
         return PeftModel.from_pretrained(base, folder, adapter_name=POLICY, is_trainable=True, config=config)
+    config.base_model_name_or_path = None  # or peft warns that it changes the name
     adapted = get_peft_model(base, config, adapter_name=POLICY)
     heads = {SCORE: adapted.score.weight}  # a causal model's adapter has none, and peft 0.21 asks for them
     set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu") | heads, adapter_name=POLICY)
