@@ -13,10 +13,12 @@ from safetensors.torch import load_model, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from llmpipe.artifact import Gate
 from llmpipe.context import Context
 from llmpipe.errors import StageError
+from llmpipe.settings import AnySource
 from llmpipe.training import adapters
-from llmpipe.training.ppo.shared import put
+from llmpipe.training.ppo.shared import fingerprint_of_frozen, put
 
 WEIGHTS = "model.safetensors"
 
@@ -56,6 +58,31 @@ def adapt(begun: adapters.Beginning, lora: dict[str, Any], ctx: Context, *, toke
     return model
 
 
+def written(begun: adapters.Beginning, source: AnySource, ctx: Context, folder: Path) -> adapters.Adapter:
+    """Return the adapter that was trained on a beginning, with where its base comes from, before a manifest says so.
+
+    `source`: of the stage's model, which is the base, or an adapter that was trained further on its own.
+    """
+    older = adapters.find(source, ctx) if begun.folder is not None else None
+    return adapters.Adapter(folder, older.base, older.ctx) if older else adapters.Adapter(folder, source, ctx)
+
+
+def refuse_output_layer(model: PreTrainedModel, lora: dict[str, Any]) -> None:
+    """Refuse to train an adapter on the layer that a reward model does without.
+
+    Raises:
+        StageError: `target_modules` names a causal model's output layer.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    if "target_modules" in lora and names[model.get_output_embeddings()] in adapters.targeted(
+        model, lora["target_modules"]
+    ):
+        raise StageError(
+            "lora.target_modules names the output layer, which a reward model does not have",
+            hint="target_modules: all-linear",
+        )
+
+
 def _layers_of_tokens(model: PreTrainedModel) -> list[str]:
     """Name the layers that have a row for each token; of two that share one matrix, the first, which peft ties to."""
     names = {module: name for name, module in model.named_modules()}
@@ -64,6 +91,13 @@ def _layers_of_tokens(model: PreTrainedModel) -> list[str]:
     if has_bias:  # which peft 0.21 leaves out of an output layer whose rows it trains
         return [] if is_tied else [names[first]]
     return [names[first]] if is_tied else [names[first], names[last]]
+
+
+def gates(model: PeftModel, came_with: str) -> list[Gate]:
+    """Check that the adapter can be merged, and that what is under it is what it began on, by its fingerprint."""
+    why = "an adapter means something on its own base alone"
+    unchanged = Gate(name="base-unchanged", passed=fingerprint_of_frozen(model) == came_with, why=why)
+    return [unchanged, *adapters.gates(model)]  # in this order: merged and parted again, it is off by rounding
 
 
 def share(model: nn.Module) -> dict[str, Any]:
