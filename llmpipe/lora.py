@@ -38,10 +38,17 @@ RESERVED = {
 """Options of peft.LoraConfig that are reserved, with the reason or with what to do instead."""
 
 RESERVED_IN_SFT = {name: why for name, why in RESERVED.items() if name != "trainable_token_indices"}
-"""A stage that teaches a format may train the rows of its tokens."""
+"""A stage that teaches a format may train the rows of its tokens. One that teaches which answers are better may not:
+the format is known by then, and good and bad answers are written with the same tokens, which the bad push down."""
 
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """The names that transformers 5.23 has for one thing."""
+
+
+def dropout_problem(dropout: float | None, lora: dict[str, Any] | None) -> str | None:
+    """Say why a policy that is held to what it was cannot have such dropout, or None."""
+    named = "dropout" if dropout else "lora.lora_dropout" if lora and lora.get("lora_dropout") else None
+    return named and f"{named} makes the policy differ from the reference before it learns; leave it out"
 
 
 def ppo_problem(lora: dict[str, Any], value_model: str, trainer: dict[str, Any]) -> str | None:

@@ -42,7 +42,7 @@ def adapt(begun: adapters.Beginning, lora: dict[str, Any], ctx: Context, *, toke
     if isinstance(head, BaseTunerLayer):
         # TRL 1.16 multiplies by the layer's weight, past its adapter
         raise StageError(
-            "lora.target_modules names the output layer, where SFTTrainer would not train an adapter",
+            "lora.target_modules names the output layer, where TRL would not train an adapter",
             hint="target_modules: all-linear",
         )
     modules = sorted({name.rpartition(".")[2] for name in model.base_model.targeted_module_names})

@@ -83,6 +83,9 @@ stages:
         ("sft", "lora: {rank: 8}", "7:12: stages.tuned.lora.rank: not an option of LoraConfig"),
         ("sft", "lora: {modules_to_save: [lm_head]}", "is reserved: an adapter is trained here, and the model under"),
         ("sft", "lora: {init_lora_weights: pissa}", "is reserved: an adapter begins as nothing"),
+        ("dpo", "lora: {r: 4, use_dora: true}", None),
+        ("dpo", "lora: {trainable_token_indices: [3, 4]}", "is reserved: an adapter is trained here, and the model"),
+        ("dpo", "lora: {lora_dropout: 0.1}", "lora.lora_dropout makes the policy differ from the reference before it"),
         ("lora", "", None),
         ("lora", "lora: {r: 4}", None),
         ("lora", "lora: null", "7:11: stages.tuned.lora: must be a mapping"),
@@ -97,7 +100,13 @@ def test_options_of_a_supervised_stage(folder: Path, kind: str, options: str, sa
 
 @pytest.mark.parametrize(
     ("kind", "settings", "made"),
-    [("sft", {}, "causal-lm"), ("sft", {"lora": {}}, "adapter"), ("lora", {}, "adapter")],
+    [
+        ("sft", {}, "causal-lm"),
+        ("sft", {"lora": {}}, "adapter"),
+        ("lora", {}, "adapter"),
+        ("dpo", {}, "causal-lm"),
+        ("dpo", {"lora": {}}, "adapter"),
+    ],
 )
 def test_what_comes_out(kind: str, settings: dict[str, Any], made: str) -> None:
     stage = stages.load(kind)
