@@ -19,14 +19,11 @@ from llmpipe.evaluation import pairs as measuring
 from llmpipe.training import pairs as pairing
 from llmpipe.training import reward_model
 from llmpipe.training.pairs import Pair
-from llmpipe.training.reference import HeldToReference
+from llmpipe.training.reference import LOST_NATS, HeldToReference
 from llmpipe.training.reward_trainer import LikeLengths
 
 if TYPE_CHECKING:
     from llmpipe.stages.dpo import Settings
-
-LOST_NATS = 1.0
-"""From here on it is said that chosen answers became less likely; DPO may do that (arXiv:2410.08847)."""
 
 
 def read_data(

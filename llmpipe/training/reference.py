@@ -32,6 +32,8 @@ TOKENS_PER_PASS = 16384
 PROBES = 8
 TOLERANCE, COARSE_TOLERANCE = 1e-4, 0.1
 """Nats per token that a log-probability may be off by, in fp32 and in less; wrong positions put it off by a nat."""
+LOST_NATS = 1.0
+"""From here on it is said that good answers became less likely; DPO may do that (arXiv:2410.08847)."""
 ITS_FIGURES: Any = object()
 """Given to TRL for a reference: there are its log-probabilities, and no model."""
 
@@ -128,8 +130,8 @@ class HeldToReference(OnlyTrained, Measured):
         """Return what the loss takes for the reference's log-probabilities in nats, (rows, 2)."""
         return torch.tensor([list(data[name]) for name in self.figures]).T
 
-    def measured(self) -> tuple[float, float]:
-        """Return the held-out loss in nats, and how well rewards tell good from bad."""
+    def measured(self) -> tuple[float, float | None]:
+        """Return the held-out loss, and how well rewards tell good from bad where that can be told."""
         raise NotImplementedError
 
     def held_out_loss(self) -> float:
@@ -139,7 +141,7 @@ class HeldToReference(OnlyTrained, Measured):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Log the held-out loss, and how well rewards tell good from bad."""
         loss, score = self.measured()
-        metrics = {"eval_loss": loss, f"eval_{self.score}": score}
+        metrics = {"eval_loss": loss} | ({} if score is None else {f"eval_{self.score}": score})
         was_training = self.model.training
         self.model.eval()  # or TRL would add the figures of the training batches to these
         self.log(dict(metrics))

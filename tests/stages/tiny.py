@@ -53,7 +53,7 @@ def same(left: Path, right: Path) -> bool:
 
 
 @torch.no_grad()
-def probed(model: Any) -> torch.Tensor:
+def probed(model: Any, tokens: int = 150) -> torch.Tensor:
     """Return a model's logits of a few tokens."""
-    logits: torch.Tensor = model.eval()(input_ids=torch.arange(300)[None, :150]).logits
+    logits: torch.Tensor = model.eval()(input_ids=torch.arange(300)[None, :tokens]).logits
     return logits

@@ -26,11 +26,12 @@ stages:
   tuned: {kind: lora, data: {builtin: storyworld}, model: base}
   judge: {kind: reward, data: {path: a.txt}, model: base}
   direct: {kind: dpo, data: {path: a.txt}, model: base}
+  rated: {kind: kto, data: {path: a.txt}, model: base}
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base}
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
-NAMES |= {"rlhf-ppo": "ppo", "eval": "scores"}
+NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "eval": "scores"}
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
@@ -56,7 +57,9 @@ VALUES: dict[Any, Any] = {
     ("lora", "model"): {"hub": "a/b"},
     ("reward", "model"): {"hub": "a/b"},
     ("dpo", "model"): {"hub": "a/b"},
+    ("kto", "model"): {"hub": "a/b"},
     ("dpo", "dropout"): 0.0,
+    ("kto", "dropout"): 0.0,
     ("rlhf-ppo", "model"): {"hub": "a/b"},
     ("rlhf-ppo", "dropout"): 0.0,
     ("eval", "data"): "chat",
@@ -134,7 +137,7 @@ def test_every_option_of_the_trainer_counts_but_the_cosmetic_ones(place: Path, k
 def test_a_change_reaches_what_follows_and_nothing_else(place: Path) -> None:
     before, after = plan(), plan("base.dropout=0.5")
     changed = {name for name in before if before[name].record.fingerprint != after[name].record.fingerprint}
-    assert changed == {"base", "chat", "tuned", "judge", "direct", "ppo", "scores"}
+    assert changed == {"base", "chat", "tuned", "judge", "direct", "rated", "ppo", "scores"}
 
 
 def test_names_and_places_do_not_count(place: Path) -> None:
