@@ -9,6 +9,8 @@ from llmpipe.data.rows import shown
 from llmpipe.errors import did_you_mean
 
 CALLED_WITH = {"prompts", "answers"}
+IF_TAKEN = {"references"}
+"""What a function gets as well, where it takes it: the answers that the rows of the data give."""
 
 
 def split(function: str) -> tuple[str, str]:
@@ -40,7 +42,8 @@ def problem_with(function: str, base: Path) -> str | None:
         known = f"; it has {', '.join(found)}" if found else "; it has none"
         return f"{shown(path)} has no function '{name}'{did_you_mean(name, list(found)) or known}"
     if name in found and not _takes(found[name].args):
-        return f"{shown(path)}:{found[name].lineno}: {name} must take `prompts` and `answers`, and need nothing else"
+        line = f"{shown(path)}:{found[name].lineno}"
+        return f"{line}: {name} must take `prompts` and `answers`, may take `references`, and need nothing else"
     return None
 
 
@@ -56,9 +59,9 @@ def _other_names(tree: ast.Module) -> set[str]:
 
 
 def _takes(arguments: ast.arguments) -> bool:
-    """Tell whether a function can be called with the keywords `prompts` and `answers`, and with nothing else."""
+    """Tell whether a function can be called with the keywords `prompts` and `answers`, `references` or not."""
     optional = {a.arg for a in arguments.args[len(arguments.args) - len(arguments.defaults) :]}
     optional |= {a.arg for a, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value}
     named = {a.arg for a in (*arguments.args, *arguments.kwonlyargs)}
     knows_both = arguments.kwarg is not None or named >= CALLED_WITH
-    return knows_both and named - optional <= CALLED_WITH and not arguments.posonlyargs
+    return knows_both and named - optional <= CALLED_WITH | IF_TAKEN and not arguments.posonlyargs

@@ -45,16 +45,23 @@ CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """The names that transformers 5.23 has for one thing."""
 
 
-def dropout_problem(dropout: float | None, lora: dict[str, Any] | None) -> str | None:
+def reference_problem(dropout: float | None, lora: dict[str, Any] | None) -> str | None:
     """Say why a policy that is held to what it was cannot have such dropout, or None."""
     named = "dropout" if dropout else "lora.lora_dropout" if lora and lora.get("lora_dropout") else None
     return named and f"{named} makes the policy differ from the reference before it learns; leave it out"
 
 
-def ppo_problem(lora: dict[str, Any], value_model: str, trainer: dict[str, Any]) -> str | None:
-    """Say why PPO cannot train with these options, or None."""
+def dropout_problem(lora: dict[str, Any]) -> str | None:
+    """Say why no stage that samples can train with these options, or None."""
     if lora.get("lora_dropout"):
         return "lora.lora_dropout makes the probabilities before and after a step differ; leave it out"
+    return None
+
+
+def ppo_problem(lora: dict[str, Any], value_model: str, trainer: dict[str, Any]) -> str | None:
+    """Say why PPO cannot train with these options, or None."""
+    if problem := dropout_problem(lora):
+        return problem
     for option in CHECKPOINTING:
         if value_model == "separate" and trainer.get(option):
             # peft 0.21 recomputes with the adapter that is active by then, which is the policy's, in the value's pass

@@ -58,12 +58,14 @@ class Preference:
 class Prompt:
     """What is asked: the last message is a user's or a tool's, or there is none for an empty plain prompt.
 
-    `text` is set when the row held a plain string, for models without a chat template.
+    `text` is set when the row held a plain string, for models without a chat template. `reference` is the answer that
+    the row itself gives, for reward functions.
     """
 
     messages: list[Message]
     text: str | None = None
     tools: str | None = None
+    reference: str | None = None
 
     @property
     def asked(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 from llmpipe.data import Cells, Message, Row, said, tables
@@ -46,7 +47,14 @@ def _of_conversation(cells: Cells, *, form: Format[Conversation]) -> list[Prompt
     plain = all(isinstance(cells.value[column], str) for column in form.needs)
     asked = before_last_answer(found.messages)
     told = plain and not any(message["role"] == "assistant" for message in asked)
-    return [Prompt(asked, "\n\n".join(m["content"] for m in asked) if told else None, found.tools)]
+    text = "\n\n".join(m["content"] for m in asked) if told else None
+    return [Prompt(asked, text, found.tools, _answer(found.messages[len(asked) :]))]
+
+
+def _answer(after: list[Message]) -> str | None:
+    """Return what the row's own answer says, or None where it has none."""
+    said_last = [message["content"] for message in after if message["role"] == "assistant"]
+    return said_last[-1] if said_last else None
 
 
 def before_last_answer(messages: list[Message]) -> list[Message]:
@@ -57,10 +65,11 @@ def before_last_answer(messages: list[Message]) -> list[Message]:
 
 def _of_turns(cells: Cells, *, column: str) -> list[Prompt]:
     """Return the turns up to the user's last one; a row without an answer to it is as good."""
-    listed = before_last_answer(turns(cells, column))
+    every = turns(cells, column)
+    listed = before_last_answer(every)
     if not listed and not cells.wrong:
         cells.wrong.append(f"{cells.name(column)} has no turn of the user")
-    return [before_answers(cells, cells.name(column), listed)]
+    return [replace(before_answers(cells, cells.name(column), listed), reference=_answer(every[len(listed) :]))]
 
 
 def _only(cells: Cells, *, column: str) -> list[Prompt]:

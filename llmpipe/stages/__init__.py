@@ -59,6 +59,16 @@ STAGES = {
         "Teach a model to give answers that score high (PPO)",
         "--data prompts.jsonl --reward reward",
     ),
+    "rloo": Stage(
+        "llmpipe.stages.rloo",
+        "Teach a model to give answers that score high, compared with its others (RLOO)",
+        "--data prompts.jsonl --reward reward",
+    ),
+    "grpo": Stage(
+        "llmpipe.stages.grpo",
+        "Teach a model to give answers that score high, relative to its others (GRPO)",
+        "--data prompts.jsonl --model sft --reward sums.py:exact_match --allow-code",
+    ),
     "eval": Stage(
         "llmpipe.stages.evaluate", "Measure and compare models on held-out text and fixed prompts", "--model sft"
     ),

@@ -79,7 +79,7 @@ class Settings(SupervisedSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if problem := adapter_options.dropout_problem(self.dropout, self.lora):
+        if problem := adapter_options.reference_problem(self.dropout, self.lora):
             raise ValueError(problem)
         self.batch_said_once(self.trainer)
         return self

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from llmpipe import lora as adapter_options
+from llmpipe import rollouts
 from llmpipe.context import Context, Result
+from llmpipe.rollouts import ROLLOUTS_RESERVED
 from llmpipe.settings import (
-    TRAINER_RESERVED,
     Accepts,
     Artifact,
     Count,
     DataSources,
     FolderSource,
+    HeldOut,
     Passthrough,
     RewardSources,
     Strict,
@@ -42,27 +44,10 @@ DEFAULTS = {"learning_rate": 1e-6, "lr_scheduler_type": "linear", "warmup_steps"
 ADAPTER_DEFAULTS = DEFAULTS | {"learning_rate": 1e-5}
 """An adapter wants a higher rate."""
 
-RESERVED = TRAINER_RESERVED | {
-    "max_steps": "set `rollouts:`, `epochs:` and `minibatches:` of the stage",
-    "num_train_epochs": "set `rollouts:` of the stage",
-    "gradient_accumulation_steps": "set `minibatches:`; trainer.per_device_train_batch_size only bounds memory",
-    "eval_strategy": "set `evaluate_every:` of the stage",
-    "eval_steps": "set `evaluate_every:` of the stage",
-    "logging_steps": "every rollout is logged",
-    "logging_strategy": "every rollout is logged",
-}
 
+class Rollout(rollouts.Rollout):
+    """How answers are sampled, and by what."""
 
-class Rollout(Strict):
-    """How answers are sampled."""
-
-    samples: int = Field(64, gt=0, description="answers per rollout, over all processes")
-    samples_per_prompt: int = Field(1, gt=0, description="answers to the same prompt in one rollout")
-    max_new_tokens: Count = Field(128, description="longest answer")
-    temperature: float = Field(1.0, gt=0, description="of sampling; log-probabilities are taken at the same one")
-    stop: list[str] | None = Field(
-        None, min_length=1, description="tokens that end an answer; the model's own end tokens when left out"
-    )
     engine: Literal["generate", "vllm"] = Field(
         "generate", description="generate samples in this process; vllm asks a server, and needs lora:"
     )
@@ -70,10 +55,6 @@ class Rollout(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.samples % self.samples_per_prompt:
-            raise ValueError(
-                f"samples ({self.samples}) is not a multiple of samples_per_prompt ({self.samples_per_prompt})"
-            )
         if (self.engine == "vllm") != (self.url is not None):
             raise ValueError("engine: vllm and url: belong together")
         return self
@@ -147,13 +128,13 @@ class Settings(TrainingSettings):
     lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
         None, description="train adapters; policy, value and reference then share one base"
     )
-    trainer: Annotated[dict[str, Any], Passthrough("transformers.TrainingArguments", RESERVED)] = Field(
+    trainer: Annotated[dict[str, Any], Passthrough("transformers.TrainingArguments", ROLLOUTS_RESERVED)] = Field(
         default_factory=dict, description="options of transformers.TrainingArguments, as they are"
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if "max_tokens" in self.held_out.model_fields_set:
+        if self.held_out.max_tokens != HeldOut().max_tokens:  # a resolved recipe has every field set
             raise ValueError("held_out.max_tokens is of texts; set evaluate_answers")
         if self.dropout:
             raise ValueError("dropout makes the probabilities before and after a step differ; leave it out")

@@ -17,7 +17,7 @@ from llmpipe.training.ppo import parts
 from llmpipe.training.ppo.scoring import FunctionScorer
 from tests.stages.tiny import context_for, run_stage
 
-CALLED = "it is called as f(prompts=[...], answers=[...])"
+CALLED = "it is called as f(prompts=[...], answers=[...]), with references=[...] where it takes them"
 
 
 @pytest.fixture

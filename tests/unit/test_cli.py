@@ -64,6 +64,8 @@ EXAMPLES = {
     "reward": "llmpipe reward --run runs/mine --data pairs.jsonl",
     "dpo": "llmpipe dpo --run runs/mine --data pairs.jsonl",
     "rlhf-ppo": "llmpipe rlhf-ppo --run runs/mine --data prompts.jsonl --reward reward",
+    "rloo": "llmpipe rloo --run runs/mine --data prompts.jsonl --reward reward",
+    "grpo": "llmpipe grpo --run runs/mine --data prompts.jsonl --model sft --reward sums.py:exact_match --allow-code",
     "rlhf": "llmpipe rlhf --run runs/mine --model sft --data pairs.jsonl",
     "eval": "llmpipe eval --run runs/mine --model sft",
 }

@@ -28,10 +28,12 @@ stages:
   direct: {kind: dpo, data: {path: a.txt}, model: base}
   rated: {kind: kto, data: {path: a.txt}, model: base}
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
+  left: {kind: rloo, data: {path: a.txt}, model: base, reward: judge}
+  group: {kind: grpo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base}
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
-NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "eval": "scores"}
+NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores"}
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
@@ -64,6 +66,8 @@ VALUES: dict[Any, Any] = {
     ("rlhf-ppo", "dropout"): 0.0,
     ("eval", "data"): "chat",
 }
+VALUES |= {(kind, "model"): {"hub": "a/b"} for kind in ("rloo", "grpo")}
+VALUES |= {(kind, "dropout"): 0.0 for kind in ("rloo", "grpo")}
 """Another valid value for the keys whose type does not lead to one, where it must be for one kind alone."""
 
 
@@ -137,7 +141,7 @@ def test_every_option_of_the_trainer_counts_but_the_cosmetic_ones(place: Path, k
 def test_a_change_reaches_what_follows_and_nothing_else(place: Path) -> None:
     before, after = plan(), plan("base.dropout=0.5")
     changed = {name for name in before if before[name].record.fingerprint != after[name].record.fingerprint}
-    assert changed == {"base", "chat", "tuned", "judge", "direct", "rated", "ppo", "scores"}
+    assert changed == {"base", "chat", "tuned", "judge", "direct", "rated", "ppo", "left", "group", "scores"}
 
 
 def test_names_and_places_do_not_count(place: Path) -> None:

@@ -171,7 +171,8 @@ FUNCTIONS = {
     "empty.py:sentiment": "empty.py has no function 'sentiment'; it has none",
     "reward.py:brevity": "no such file: reward.py, did you mean rewards.py?",
     "torn.py:f": "torn.py:1 is not Python: '(' was never closed",
-    "rewards.py:wordy": "rewards.py:10: wordy must take `prompts` and `answers`, and need nothing else",
+    "rewards.py:wordy": "rewards.py:10: wordy must take `prompts` and `answers`, may take `references`, "
+    "and need nothing else",
 }
 
 
@@ -210,6 +211,7 @@ def test_a_function_written_wrongly(source: str, message: str) -> None:
         ("(prompts, answers)", True),
         ("(answers, prompts, scale=1.0)", True),
         ("(*, answers, prompts)", True),
+        ("(prompts, answers, references)", True),
         ("(**rows)", True),
         ("(answers, **rest)", True),
         ("(*, answers, prompts, scale)", False),

@@ -116,6 +116,10 @@ class Collector:
         begun = time.perf_counter()
         answers = self.sampler.sample(policy, [one.ids for one in asked], seed=seed)
         self._took("sampling", begun)
+        return self.score(asked, answers)
+
+    def score(self, asked: Sequence[Asked], answers: list[Answer]) -> Scored:
+        """Score answers, end tokens and all."""
         self.report("scoring")
         begun = time.perf_counter()
         texts = self.tokenizer.batch_decode([answer.ids for answer in answers], skip_special_tokens=True)

@@ -17,13 +17,12 @@ SAMPLES = 3
 
 
 class HeldOut:
-    """Mixed into PPOTrainer: answers to held-out prompts, sampled with one seed and judged by what PPO maximises."""
+    """Mixed into trainers that sample: answers to held-out prompts, of one seed, judged by what is maximised."""
 
     args: Any
     state: Any
     control: Any
     callback_handler: Any
-    model: Any
     eval_dataset: Sequence[Asked]
     collector: Collector
     price: core.KLPrice
@@ -62,7 +61,9 @@ class HeldOut:
         mine = self.eval_dataset[self.args.process_index :: self.args.world_size]
         seconds, self.collector.seconds = self.collector.seconds, {}
         with torch.no_grad(), self.compute_loss_context_manager():
-            scored = self.collector.answer(self.model.policy, mine, seed=self.args.seed + self.args.process_index)
+            scored = self.collector.answer(
+                self.collector.model.policy, mine, seed=self.args.seed + self.args.process_index
+            )
             worth = self.collector.rewards_of(scored)
             _, _, log_ratios = self.collector.read(self.collector.sequences(mine, scored, worth.isfinite()))
             metrics = self.collector.metrics(scored, log_ratios)
@@ -93,7 +94,7 @@ class HeldOut:
         measured = len(self.measures) > 0
         before = self.measures[0] if measured else self.history[0]
         after = self.kept(loss) if measured else self.history[-1]
-        metrics = {key: after[key] for key in (*CHANGED, "kl", "unique_share")}
+        metrics = {key: after[key] for key in (*CHANGED, "kl", "unique_share") if key in after}
         metrics |= {f"{key}_before": before[key] for key in CHANGED}
         pairs = zip(before["samples"], after["samples"], strict=True) if measured else ()
         return metrics, [

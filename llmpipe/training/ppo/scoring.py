@@ -7,6 +7,7 @@ when the answer came to one, and missing when it was cut off.
 
 from __future__ import annotations
 
+import inspect
 import math
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,7 @@ from llmpipe.training.ppo import core
 from llmpipe.training.ppo.rollout import Answer
 from llmpipe.training.reward_model import RewardModel, vocabulary_of
 
-CALLED = "it is called as f(prompts=[...], answers=[...])"
+CALLED = "it is called as f(prompts=[...], answers=[...]), with references=[...] where it takes them"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def model_scorer(
 class FunctionScorer:
     """A Python function of the user's: `reward(prompts, answers)` gives a number, or None, for each answer.
 
-    `prompts` are the last things that were asked, `answers` the texts.
+    `prompts` are the last things that were asked, `answers` the texts. One that takes `references` also gets the
+    answers that the rows of the data give, None where a row gives none.
     """
 
     function: Callable[..., Any]
@@ -140,8 +142,9 @@ class FunctionScorer:
             return torch.zeros(0, 1)
         prompts = [one.shown for one in asked]
         name = self.names[0]
+        known = {"references": [one.prompt.reference for one in asked]} if self.takes_references else {}
         try:
-            found = self.function(prompts=prompts, answers=[text.strip() for text in texts])
+            found = self.function(prompts=prompts, answers=[text.strip() for text in texts], **known)
             found = list(found) if isinstance(found, Iterable) else found
         except Exception as error:
             inside = traceback.extract_tb(error.__traceback__)[1:]  # the first frame is this one
@@ -153,6 +156,11 @@ class FunctionScorer:
         if len(found) != len(answers):
             raise StageError(f"the reward function {name} gave {len(found)} numbers for {len(answers)} answers")
         return torch.tensor([[self._number(value)] for value in found])
+
+    @property
+    def takes_references(self) -> bool:
+        """Whether the function asks for the rows' own answers."""
+        return "references" in inspect.signature(self.function).parameters
 
     def _number(self, value: object) -> float:
         if value is None:
@@ -172,6 +180,10 @@ class Rewards:
     clip: float | None
     shift: list[float] | None = None
     scale: list[float] | None = None
+
+    def keep_units(self) -> None:
+        """Take every score as it is: where only the answers to one prompt are compared, a shift would cancel out."""
+        self.shift, self.scale = [0.0] * len(self.scorers), [1.0] * len(self.scorers)
 
     @property
     def names(self) -> list[str]:

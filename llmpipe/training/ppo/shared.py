@@ -29,7 +29,8 @@ from transformers import PreTrainedModel
 from llmpipe import lora as options
 from llmpipe.errors import StageError
 
-POLICY, VALUE, REFERENCE = "policy", "value", "reference"
+POLICY, VALUE, REFERENCE = "default", "value", "ref"
+"""Names of adapters; the first and the last are those by which TRL's trainers know a policy and its reference."""
 
 
 def attach(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None, *, value: bool) -> PeftModel:
