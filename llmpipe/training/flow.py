@@ -48,13 +48,9 @@ class Measured:
         """Count nothing; tokens per second say what a user wants to know."""
         return 0
 
-    def tokens_in(self, inputs: Any) -> int:
-        """Count a micro-batch's tokens, padding included."""
-        return int(inputs["input_ids"].numel())
-
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run forward and backward; a loss that is not finite ends the run before the optimizer uses it."""
-        self.tokens_seen += self.tokens_in(inputs)
+        self.tokens_seen += inputs["input_ids"].numel() if "input_ids" in inputs else 0  # of prompts, in compute_loss
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         self._stay_finite("loss", loss)
         return loss

@@ -43,7 +43,9 @@ def train(
     models.set_dropout(policy, 0.0, None)
     ends = parts.end_ids(policy, tokenizer, settings.rollout.stop)
     policy.generation_config.eos_token_id = list(ends)
-    if settings.lora is not None:
+    if settings.lora is not None and settings.beta:  # then TRL adds what the reference needs
+        policy = shared.put(policy, settings.lora, begun.folder)
+    elif settings.lora is not None:
         policy = shared.attach(policy, settings.lora, begun.folder, value=False)
     trainer, facts = prepare(settings, ctx, policy, tokenizer, trainer_class, config_class, stage_defaults)
     fitted = flow.fit(trainer, ctx, settings)

@@ -38,7 +38,7 @@ from llmpipe.training.ppo import core
 from llmpipe.training.ppo.experience import Collector
 from llmpipe.training.ppo.held_out import HeldOut
 from llmpipe.training.ppo.policy_value import Reference
-from llmpipe.training.ppo.rollout import Answer
+from llmpipe.training.ppo.rollout import Answer, no_saved_habits
 from llmpipe.training.ppo.scoring import Asked
 from llmpipe.training.ppo.shared import AdapterReference
 
@@ -108,6 +108,8 @@ class Groups(HeldOut, OnlyTrained, Measured):
                 eval_dataset=held_out or None,
                 processing_class=tokenizer,
             )
+        if isinstance(policy, PeftModel):  # with the frozen copy of its adapter that TRL has added
+            collector.reference = AdapterReference(policy)
         for model in {id(one): one for one in (policy, collector.reference.model)}.values():
             count_positions(model)
         refuse_unless_padding_is_unseen(policy, tokenizer.pad_token_id)
@@ -130,6 +132,11 @@ class Groups(HeldOut, OnlyTrained, Measured):
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Return the ids that llmpipe's data layer made of the prompts, which TRL knows by their places alone."""
         return [self.asked[int(place)].ids for place in prompts], None, {}
+
+    def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
+        """Sample as TRL does, with nothing of the model's own generation config."""
+        with no_saved_habits(self.model):
+            return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
 
     def score(
         self, prompts: list[str], completion_ids: list[list[int]], log_metric: Callable[[str, float], None], **_: Any
@@ -157,11 +164,6 @@ class Groups(HeldOut, OnlyTrained, Measured):
         self.tokens_seen += inputs["prompt_ids"].numel() + inputs["completion_ids"].numel()
         loss: Tensor = super().compute_loss(model, inputs, *rest, **more)  # type: ignore[misc]
         return loss
-
-    def tokens_in(self, inputs: Any) -> int:
-        """Count nothing yet: what Trainer hands over are prompts without answers."""
-        del inputs
-        return 0
 
     # --- what is said and kept
 
@@ -192,7 +194,7 @@ class Groups(HeldOut, OnlyTrained, Measured):
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         buffered = enumerate(self._buffered_inputs)
-        tensors = {f"{at}.{name}": value.contiguous().cpu() for at, batch in buffered for name, value in batch.items()}
+        tensors = {f"{at}.{name}": value.cpu().clone() for at, batch in buffered for name, value in batch.items()}
         save_file(tensors, folder / f"{self._name()}.safetensors")
         counted = {name: getattr(self, name) for name in COUNTED}
         write_json(folder / f"{self._name()}.json", counted | {"reference": self.collector.reference.fingerprint})
