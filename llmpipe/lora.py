@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 DEFAULTS = {"target_modules": "all-linear"}
 """Ours, where an adapter begins afresh; an adapter that is trained further keeps its own."""
@@ -43,6 +45,19 @@ the format is known by then, and good and bad answers are written with the same 
 
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """The names that transformers 5.23 has for one thing."""
+
+
+Quantize = Annotated[
+    Literal["nf4"] | None,
+    Field(description="keep the model under the adapter in 4 bits (QLoRA, arXiv:2305.14314); needs a CUDA GPU"),
+]
+
+
+def quantize_problem(quantize: str | None, lora: dict[str, Any] | None) -> str | None:
+    """Say why a model cannot be kept in 4 bits, or None."""
+    if quantize and lora is None:
+        return f"quantize: {quantize} is for the model under an adapter; add lora: {{}}"
+    return None
 
 
 def reference_problem(dropout: float | None, lora: dict[str, Any] | None) -> str | None:

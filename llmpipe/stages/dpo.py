@@ -73,6 +73,7 @@ class Settings(SupervisedSettings):
     lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
         None, description="train an adapter, and leave the model under it as it is"
     )
+    quantize: adapter_options.Quantize = None
     trainer: Annotated[dict[str, Any], Passthrough("trl.DPOConfig", RESERVED)] = Field(
         default_factory=dict, description="options of trl.DPOConfig, as they are"
     )
@@ -80,6 +81,8 @@ class Settings(SupervisedSettings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if problem := adapter_options.reference_problem(self.dropout, self.lora):
+            raise ValueError(problem)
+        if problem := adapter_options.quantize_problem(self.quantize, self.lora):
             raise ValueError(problem)
         self.batch_said_once(self.trainer)
         return self
@@ -96,11 +99,11 @@ def run(settings: Settings, ctx: Context) -> Result:
     from trl import DPOConfig
 
     from llmpipe.stages.sft import stop_at_the_end
-    from llmpipe.training import adapters, arguments, dpo_trainer, lora, models, reference
+    from llmpipe.training import adapters, arguments, dpo_trainer, lora, models, quantized, reference
 
     assert settings.model is not None
     set_seed(ctx.seed)  # an adapter begins with random weights
-    begun = adapters.begin(settings.model, settings.lora, ctx)
+    begun = adapters.begin(settings.model, settings.lora, ctx, quantized.loading(settings))
     model, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(model, tokenizer, ctx)
     models.set_dropout(model, 0.0, None)

@@ -69,11 +69,11 @@ def run(settings: Settings, ctx: Context) -> Result:
 
     from llmpipe.errors import StageError
     from llmpipe.stages.sft import stop_at_the_end
-    from llmpipe.training import adapters, answers, arguments, kto_trainer, lora, models, reference
+    from llmpipe.training import adapters, answers, arguments, kto_trainer, lora, models, quantized, reference
 
     assert settings.model is not None
     set_seed(ctx.seed)  # an adapter begins with random weights
-    begun = adapters.begin(settings.model, settings.lora, ctx)
+    begun = adapters.begin(settings.model, settings.lora, ctx, quantized.loading(settings))
     model, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(model, tokenizer, ctx)
     models.set_dropout(model, 0.0, None)

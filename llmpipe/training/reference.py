@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from llmpipe.artifact import Gate
 from llmpipe.context import Context
 from llmpipe.settings import TrainingSettings
-from llmpipe.training import adapters, flow, models, reward_model
+from llmpipe.training import adapters, flow, models, quantized, reward_model
 from llmpipe.training.flow import Measured
 from llmpipe.training.lora import OnlyTrained, share, trained
 from llmpipe.training.packing import IGNORED
@@ -164,7 +164,8 @@ def fitted(trainer: HeldToReference, ctx: Context, settings: TrainingSettings) -
 
 def as_it_came(trainer: HeldToReference, settings: Any, ctx: Context) -> PreTrainedModel | PeftModel:
     """Load a policy anew, as it was before it was trained; its vocabulary may have got a row for the pad token."""
-    begun = adapters.begin(settings.model, settings.lora, replace(ctx, emit=lambda _: None))
+    quiet = replace(ctx, emit=lambda _: None)
+    begun = adapters.begin(settings.model, settings.lora, quiet, quantized.loading(settings))
     models.grow(begun.model, trainer.model.get_input_embeddings().num_embeddings)
     return begun.model if settings.lora is None else put(begun.model, settings.lora, begun.folder)
 

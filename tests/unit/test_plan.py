@@ -55,6 +55,8 @@ VALUES: dict[Any, Any] = {
     "minibatches": 4,
     "dual_clip": 2.5,
     "lora": {"r": 4},
+    "quantize": None,  # without lora:, that is
+    ("lora", "quantize"): "nf4",
     ("sft", "model"): {"hub": "a/b"},
     ("lora", "model"): {"hub": "a/b"},
     ("reward", "model"): {"hub": "a/b"},
