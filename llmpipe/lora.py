@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 DEFAULTS = {"target_modules": "all-linear"}
 """Ours, where an adapter begins afresh; an adapter that is trained further keeps its own."""
@@ -38,10 +40,30 @@ RESERVED = {
 """Options of peft.LoraConfig that are reserved, with the reason or with what to do instead."""
 
 RESERVED_IN_SFT = {name: why for name, why in RESERVED.items() if name != "trainable_token_indices"}
-"""A stage that teaches a format may train the rows of its tokens."""
+"""A stage that teaches a format may train the rows of its tokens. One that teaches which answers are better may not:
+the format is known by then, and good and bad answers are written with the same tokens, which the bad push down."""
 
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """The names that transformers 5.23 has for one thing."""
+
+
+Quantize = Annotated[
+    Literal["nf4"] | None,
+    Field(description="keep the model under the adapter in 4 bits (QLoRA, arXiv:2305.14314); needs a CUDA GPU"),
+]
+
+
+def quantize_problem(quantize: str | None, lora: dict[str, Any] | None) -> str | None:
+    """Say why a model cannot be kept in 4 bits, or None."""
+    if quantize and lora is None:
+        return f"quantize: {quantize} is for the model under an adapter; add lora: {{}}"
+    return None
+
+
+def reference_problem(dropout: float | None, lora: dict[str, Any] | None) -> str | None:
+    """Say why a policy that is held to what it was cannot have such dropout, or None."""
+    named = "dropout" if dropout else "lora.lora_dropout" if lora and lora.get("lora_dropout") else None
+    return named and f"{named} makes the policy differ from the reference before it learns; leave it out"
 
 
 def dropout_problem(lora: dict[str, Any]) -> str | None:

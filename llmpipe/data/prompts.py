@@ -45,7 +45,7 @@ def _of_conversation(cells: Cells, *, form: Format[Conversation]) -> list[Prompt
     if found.text is not None:
         return [Prompt([said("user", found.text)], found.text)]
     plain = all(isinstance(cells.value[column], str) for column in form.needs)
-    asked = _before_last_answer(found.messages)
+    asked = before_last_answer(found.messages)
     told = plain and not any(message["role"] == "assistant" for message in asked)
     text = "\n\n".join(m["content"] for m in asked) if told else None
     return [Prompt(asked, text, found.tools, _answer(found.messages[len(asked) :]))]
@@ -57,7 +57,7 @@ def _answer(after: list[Message]) -> str | None:
     return said_last[-1] if said_last else None
 
 
-def _before_last_answer(messages: list[Message]) -> list[Message]:
+def before_last_answer(messages: list[Message]) -> list[Message]:
     """Return the turns up to the last one of a user, so that calls of tools are part of the answer."""
     asked = [place for place, message in enumerate(messages, 1) if message["role"] == "user"]
     return messages[: asked[-1]] if asked else []
@@ -66,7 +66,7 @@ def _before_last_answer(messages: list[Message]) -> list[Message]:
 def _of_turns(cells: Cells, *, column: str) -> list[Prompt]:
     """Return the turns up to the user's last one; a row without an answer to it is as good."""
     every = turns(cells, column)
-    listed = _before_last_answer(every)
+    listed = before_last_answer(every)
     if not listed and not cells.wrong:
         cells.wrong.append(f"{cells.name(column)} has no turn of the user")
     return [replace(before_answers(cells, cells.name(column), listed), reference=_answer(every[len(listed) :]))]

@@ -13,6 +13,7 @@ from llmpipe.context import Context
 from llmpipe.data import Row, said, storyworld
 from llmpipe.data.formats import Conversation, conversations, texts
 from llmpipe.data.hub import revision_of
+from llmpipe.data.labelled import Labelled, labelled
 from llmpipe.data.preferences import Preference, Prompt, preferences
 from llmpipe.data.prompts import prompts
 from llmpipe.data.rows import expand, read_rows
@@ -20,7 +21,7 @@ from llmpipe.errors import DataError, StageError
 from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, StageSource
 
 Item = TypeVar("Item")
-Asking = TypeVar("Asking", Conversation, Preference, Prompt)
+Asking = TypeVar("Asking", Conversation, Preference, Labelled, Prompt)
 
 STORIES = 20_000
 STORY_CHATS = 4_000
@@ -72,6 +73,19 @@ def _preferences(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Prefere
         made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed)
         return preferences(_story_rows(made), format="prompt-pairs")
     return preferences(_rows(source, ctx), **_reading(source))
+
+
+def read_labelled(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Labelled]]:
+    """Yield the answers of a mix for KTO, good and bad, each with the row it came from; a row may have several."""
+    for number, source in enumerate(sources):
+        yield from _weighted(_labelled(source, ctx), source.weight, seed=ctx.seed + number)
+
+
+def _labelled(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Labelled]]:
+    if isinstance(source, BuiltinSource):
+        made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed)
+        return labelled(_story_rows(made), format="prompt-pairs")
+    return labelled(_rows(source, ctx), **_reading(source))
 
 
 def read_prompts(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Prompt]]:
@@ -172,7 +186,7 @@ def split_texts(documents: Iterable[str], *, share: float) -> tuple[Iterator[str
 def split_by_prompt(
     found: Iterable[tuple[Row, Asking]], *, share: float
 ) -> tuple[list[tuple[Row, Asking]], list[tuple[Row, Asking]]]:
-    """Split conversations, preferences or prompts into those to train on and those held out, by what was asked.
+    """Split rows of any kind into those to train on and those held out, by what was asked.
 
     It is decided by the hash of the user's words, so that one prompt is never on both sides, and on the same side in
     every stage with the same share.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from statistics import fmean, pstdev
 from typing import Any
@@ -47,6 +48,18 @@ def accuracy(margins: Sequence[float]) -> dict[str, Any]:
         "held_out_accuracy_interval": list(wilson(right, len(margins))),
         "held_out_pairs": len(margins),
     }
+
+
+def auc(good: Sequence[float], bad: Sequence[float]) -> float | None:
+    """Return how often a good answer has the higher reward than a bad one, a tie counting half; None without either.
+
+    It is the area under the ROC curve (Mann and Whitney 1947, doi:10.1214/aoms/1177730491).
+    """
+    if not good or not bad:
+        return None
+    below = sorted(bad)
+    wins = sum((bisect_left(below, reward) + bisect_right(below, reward)) / 2 for reward in good)
+    return wins / (len(good) * len(bad))
 
 
 def half(margin: float) -> float:

@@ -49,6 +49,11 @@ STAGES = {
     "dpo": Stage(
         "llmpipe.stages.dpo", "Teach a model which answers are preferred, from pairs alone (DPO)", "--data pairs.jsonl"
     ),
+    "kto": Stage(
+        "llmpipe.stages.kto",
+        "Teach a model from answers that are labelled good or bad, one at a time (KTO)",
+        "--data rated.jsonl",
+    ),
     "rlhf-ppo": Stage(
         "llmpipe.stages.rlhf_ppo",
         "Teach a model to give answers that score high (PPO)",

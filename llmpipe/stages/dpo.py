@@ -3,7 +3,8 @@
     dpo: {kind: dpo, model: chat, data: {path: pairs.jsonl}, trainer: {learning_rate: 1e-6, num_train_epochs: 1}}
 
 The chosen answer of a pair is made likelier than the rejected one, relative to the model as it came (direct preference
-optimisation, arXiv:2305.18290). Pairs are read and written as tokens just as by a reward stage.
+optimisation, arXiv:2305.18290). Pairs are read and written as tokens just as by a reward stage. With `lora: {}` the
+model stays as it is, an adapter on it is trained, and `adapter/` is written.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from llmpipe import lora as adapter_options
 from llmpipe.context import Context, Result
 from llmpipe.settings import (
     TRAINER_RESERVED,
@@ -33,6 +35,8 @@ DEFAULTS = {
     "num_train_epochs": 1,
     "train_sampling_strategy": "group_by_length",
 }
+ADAPTER_DEFAULTS = DEFAULTS | {"learning_rate": 1e-5}
+"""An adapter wants a higher rate."""
 RESERVED = TRAINER_RESERVED | {
     "beta": "set `beta:` of the stage",
     "max_length": "set `context:` of the stage",
@@ -66,21 +70,27 @@ class Settings(SupervisedSettings):
     context: Count | None = Field(None, description="most tokens in an answer and its prompt; the model's own limit")
     too_long: Literal["drop", "truncate"] = Field("drop", description="what to do with a pair that does not fit")
     beta: float = Field(0.1, gt=0, description="how strongly the policy is held to the reference")
+    lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
+        None, description="train an adapter, and leave the model under it as it is"
+    )
+    quantize: adapter_options.Quantize = None
     trainer: Annotated[dict[str, Any], Passthrough("trl.DPOConfig", RESERVED)] = Field(
         default_factory=dict, description="options of trl.DPOConfig, as they are"
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.dropout:
-            raise ValueError("dropout makes the policy differ from the reference before it learns; leave it out")
+        if problem := adapter_options.reference_problem(self.dropout, self.lora):
+            raise ValueError(problem)
+        if problem := adapter_options.quantize_problem(self.quantize, self.lora):
+            raise ValueError(problem)
         self.batch_said_once(self.trainer)
         return self
 
 
-def produces(_settings: Settings) -> Artifact:
+def produces(settings: Settings) -> Artifact:
     """Say what comes out."""
-    return "causal-lm"
+    return "causal-lm" if settings.lora is None else "adapter"
 
 
 def run(settings: Settings, ctx: Context) -> Result:
@@ -89,11 +99,12 @@ def run(settings: Settings, ctx: Context) -> Result:
     from trl import DPOConfig
 
     from llmpipe.stages.sft import stop_at_the_end
-    from llmpipe.training import arguments, dpo_trainer, flow, models
+    from llmpipe.training import adapters, arguments, dpo_trainer, lora, models, quantized, reference
 
     assert settings.model is not None
-    set_seed(ctx.seed)
-    model, tokenizer = models.load(settings.model, ctx)
+    set_seed(ctx.seed)  # an adapter begins with random weights
+    begun = adapters.begin(settings.model, settings.lora, ctx, quantized.loading(settings))
+    model, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(model, tokenizer, ctx)
     models.set_dropout(model, 0.0, None)
     context = models.fitting_context(model, settings.context or models.context_length(model))
@@ -104,7 +115,7 @@ def run(settings: Settings, ctx: Context) -> Result:
         ctx,
         settings,
         options=settings.trainer | {"max_length": None, "beta": settings.beta, "precompute_ref_log_probs": True},
-        stage_defaults=DEFAULTS,
+        stage_defaults=DEFAULTS if settings.lora is None else ADAPTER_DEFAULTS,
         rows=len(train),
         row_tokens=2 * max(pair.longest for pair in train),
         measured=len(held_out) > 0,
@@ -114,16 +125,15 @@ def run(settings: Settings, ctx: Context) -> Result:
         f"DPO has the model learn from {len(train):,} pairs to find the preferred answer likelier than the other, and "
         f"holds it to what it found before; {len(held_out):,} pairs are held out to see whether it learned to prefer."
     )
+    policy = model if settings.lora is None else lora.adapt(begun, settings.lora, ctx, tokens=())
     ctx.progress(doing="reading the pairs as the reference")
-    trainer = dpo_trainer.PairTrainer(model, tokenizer, args=args, pairs=train, held_out=held_out)
-    fitted = flow.fit(trainer, ctx, settings)
-    for meaningless in ("held_out_perplexity", "held_out_loss_before"):  # of pairs; and log 2, for nothing was learned
-        fitted.pop(meaningless, None)
-    metrics = fitted | facts | (dpo_trainer.measures(trainer, held_out, ctx) if held_out else {})
+    trainer = dpo_trainer.PairTrainer(policy, tokenizer, args=args, pairs=train, held_out=held_out)
+    metrics = reference.fitted(trainer, ctx, settings) | facts
+    metrics |= dpo_trainer.measures(trainer, held_out, ctx) if held_out else {}
+    folder = ctx.output(produces(settings))
     if ctx.rank:
-        return Result(outputs=["model"], metrics={})
-    models.save(trainer.model, tokenizer, ctx.output("causal-lm"))
-    again, _ = models.load(settings.model, ctx)
-    models.grow(again, model.get_input_embeddings().num_embeddings)
-    gates = dpo_trainer.gates(trainer, again, train, end=end, context=context)
-    return Result(outputs=["model"], metrics=metrics, gates=gates)
+        return Result(outputs=[folder.name], metrics={})
+    adapters.save_policy(trainer.model, begun, folder)
+    answers = [answer for pair in train for answer in (pair.chosen, pair.rejected)]
+    gates = reference.gates(trainer, reference.as_it_came(trainer, settings, ctx), answers, end=end, context=context)
+    return Result(outputs=[folder.name], metrics=metrics, gates=gates)

@@ -129,6 +129,7 @@ class Settings(TrainingSettings):
     lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
         None, description="train adapters; policy, value, reference, and reward models on it, then share one base"
     )
+    quantize: adapter_options.Quantize = None
     trainer: Annotated[dict[str, Any], Passthrough("transformers.TrainingArguments", ROLLOUTS_RESERVED)] = Field(
         default_factory=dict, description="options of transformers.TrainingArguments, as they are"
     )
@@ -141,6 +142,10 @@ class Settings(TrainingSettings):
             raise ValueError("dropout makes the probabilities before and after a step differ; leave it out")
         if self.rollout.samples % self.minibatches:
             raise ValueError(f"rollout.samples ({self.rollout.samples}) is not a multiple of minibatches")
+        if problem := adapter_options.quantize_problem(self.quantize, self.lora):
+            raise ValueError(problem)
+        if self.quantize and self.rollout.engine == "vllm":
+            raise ValueError("rollout.engine: vllm samples from the model in full, not in 4 bits; leave out quantize")
         if self.rollout.engine == "vllm" and self.lora is None:
             raise ValueError("rollout.engine: vllm needs lora:, for an adapter is what is sent to the server")
         if self.lora is not None and (
@@ -162,12 +167,12 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import set_seed
 
     from llmpipe.artifact import write_json
-    from llmpipe.training import adapters, flow, lora, models
+    from llmpipe.training import adapters, flow, lora, models, quantized
     from llmpipe.training.ppo import one_base, parts, shared
 
     assert settings.model is not None
     set_seed(ctx.seed)
-    begun = adapters.begin(settings.model, settings.lora, ctx)
+    begun = adapters.begin(settings.model, settings.lora, ctx, quantized.loading(settings))
     policy, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(policy, tokenizer, ctx)
     models.set_dropout(policy, 0.0, None)

@@ -77,12 +77,15 @@ class Settings(SupervisedSettings):
     lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED_IN_SFT)] = Field(
         None, description="train an adapter, and leave the model under it as it is"
     )
+    quantize: adapter_options.Quantize = None
     trainer: Annotated[dict[str, Any], Passthrough("trl.SFTConfig", RESERVED)] = Field(
         default_factory=dict, description="options of trl.SFTConfig, as they are"
     )
 
     @model_validator(mode="after")
-    def _batch_is_said_once(self) -> Settings:
+    def _fits_together(self) -> Settings:
+        if problem := adapter_options.quantize_problem(self.quantize, self.lora):
+            raise ValueError(problem)
         self.batch_said_once(self.trainer)
         return self
 
@@ -97,13 +100,13 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import set_seed
     from trl import SFTConfig
 
-    from llmpipe.training import adapters, arguments, flow, lora, models
+    from llmpipe.training import adapters, arguments, flow, lora, models, quantized
     from llmpipe.training.chat import PackCollator
     from llmpipe.training.chat_trainer import ChatTrainer
 
     assert settings.model is not None
     set_seed(ctx.seed)  # an adapter begins with random weights
-    begun = adapters.begin(settings.model, settings.lora, ctx)
+    begun = adapters.begin(settings.model, settings.lora, ctx, quantized.loading(settings))
     model, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(model, tokenizer, ctx)
     set_template(settings, tokenizer, ctx)

@@ -29,7 +29,7 @@ from llmpipe.context import Context
 from llmpipe.data.hub import revision_of
 from llmpipe.errors import Problem, StageError
 from llmpipe.settings import AnySource, FolderSource, GgufSource, HubSource, PathSource, StageSource
-from llmpipe.training import models
+from llmpipe.training import models, quantized
 from llmpipe.training.ppo.shared import POLICY
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -125,9 +125,11 @@ def label(source: AnySource) -> str:
     return Path(source.gguf if isinstance(source, GgufSource) else source.path).name  # type: ignore[union-attr]
 
 
-def load_base(adapter: Adapter, source: AnySource, ctx: Context) -> tuple[PreTrainedModel, Tokenizer]:
+def load_base(
+    adapter: Adapter, source: AnySource, ctx: Context, quantization: dict[str, Any] | None = None
+) -> tuple[PreTrainedModel, Tokenizer]:
     """Load the model under an adapter, with the adapter's own tokenizer and generation config where it has them."""
-    model, tokenizer = models.load(adapter.base, adapter.ctx)
+    model, tokenizer = models.load(adapter.base, adapter.ctx, quantization)
     if (adapter.folder / "tokenizer_config.json").is_file():
         tokenizer = models.load_tokenizer(source, ctx)
         models.grow(model, len(tokenizer))
@@ -201,16 +203,23 @@ class Beginning:
     revision: str | None
 
 
-def begin(source: AnySource, lora: dict[str, Any] | None, ctx: Context) -> Beginning:
+def begin(
+    source: AnySource, lora: dict[str, Any] | None, ctx: Context, quantization: dict[str, Any] | None = None
+) -> Beginning:
     """Load a model to train whole (`lora` is None), or what an adapter with these options is to be trained on.
 
     An adapter of the same shape is trained further; of another shape, it is merged, and a fresh one begins.
+    `quantization` is what `quantized.loading` returned.
+
+    Raises:
+        StageError: it cannot be loaded, or would have to be merged in 4 bits.
     """
     adapter = None if lora is None else find(source, ctx)
     if lora is None or adapter is None:
-        return Beginning(*models.load(source, ctx), None, label(source), _revision(source, ctx))
-    model, tokenizer = load_base(adapter, source, ctx)
+        return Beginning(*models.load(source, ctx, quantization), None, label(source), _revision(source, ctx))
+    model, tokenizer = load_base(adapter, source, ctx, quantization)
     if reason := difference(adapter.folder, lora, model):
+        quantized.refuse_merge(quantization, label(source), reason)
         ctx.say(f"the adapter {label(source)} is merged into its model and a new one begun on it: {reason}")
         return Beginning(merge(model, adapter.folder), tokenizer, None, label(source) + MERGED, None)
     revision = _revision(adapter.base, adapter.ctx)
@@ -235,6 +244,8 @@ def gates(policy: PreTrainedModel | PeftModel) -> list[Gate]:
     """Check that a later stage, which merges the adapter, gets the model that was trained."""
     if not isinstance(policy, PeftModel):
         return []
+    if quantized.is_quantized(policy):
+        return [quantized.gate(policy)]
     why = "a later stage adds the adapter to the model's weights, and has to get what was trained"
     return [Gate(name="adapter-merges", passed=merges(policy), why=why)]
 

@@ -44,7 +44,7 @@ def adapt(begun: adapters.Beginning, lora: dict[str, Any], ctx: Context, *, toke
     if isinstance(head, BaseTunerLayer):
         # TRL 1.16 multiplies by the layer's weight, past its adapter
         raise StageError(
-            "lora.target_modules names the output layer, where SFTTrainer would not train an adapter",
+            "lora.target_modules names the output layer, where TRL would not train an adapter",
             hint="target_modules: all-linear",
         )
     modules = sorted({name.rpartition(".")[2] for name in model.base_model.targeted_module_names})
@@ -104,9 +104,9 @@ def share(model: nn.Module) -> dict[str, Any]:
     """Count what an adapter trains, also as a share of the model that it is on; nothing for a model without one."""
     if not isinstance(model, PeftModel):
         return {}
-    of_adapter = sum(parameter.numel() for parameter in trained(model).values())
-    of_base = sum(parameter.numel() for name, parameter in model.named_parameters()) - of_adapter
-    return {"trained_parameters": of_adapter, "trained_share": of_adapter / of_base}
+    of_adapter, every = model.get_nb_trainable_parameters()  # which knows that 4 bits lie two in a byte
+    share = of_adapter / (every - of_adapter)
+    return {"parameters": every, "trained_parameters": of_adapter, "trained_share": share}
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,6 +15,7 @@ from llmpipe.context import Context
 from llmpipe.data.hub import revision_of
 from llmpipe.errors import Problem, StageError
 from llmpipe.settings import AnySource, HubSource
+from llmpipe.training import quantized
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|padding|>")
 """Tokens that model families reserve for padding without always declaring them."""
@@ -82,17 +83,21 @@ def build(arch: str, config: dict[str, Any], *, tokenizer: Tokenizer, context: i
     return model
 
 
-def load(source: AnySource, ctx: Context) -> tuple[PreTrainedModel, Tokenizer]:
+def load(
+    source: AnySource, ctx: Context, quantization: dict[str, Any] | None = None
+) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a causal model in fp32 with its tokenizer, from a stage, a folder or the hub; an adapter is merged.
 
-    Only safetensors weights are read and code of a model's repository is never run.
+    Only safetensors weights are read and code of a model's repository is never run. `quantization` is what
+    `quantized.loading` returned.
 
     Raises:
-        StageError: it cannot be loaded, or is an encoder-decoder.
+        StageError: it cannot be loaded, is an encoder-decoder, or would have to be merged in 4 bits.
     """
     from llmpipe.training import adapters  # which loads the model under an adapter with this function
 
     if adapter := adapters.find(source, ctx):
+        quantized.refuse_merge(quantization, adapters.label(source), "the model is an adapter on another one")
         model, tokenizer = adapters.load_base(adapter, source, ctx)
         return adapters.merge(model, adapter.folder), tokenizer
     folder = ctx.folder_of(source)
@@ -104,7 +109,9 @@ def load(source: AnySource, ctx: Context) -> tuple[PreTrainedModel, Tokenizer]:
             problem = Problem(f"{config.model_type} is an encoder-decoder; a causal model is needed", where=folder)
             raise StageError(problem, hint="begin from a causal model, such as a Llama or a GPT-2")
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, **options, **(quantization or {})
+        )
     except (OSError, ValueError) as error:
         raise StageError(Problem(str(error).splitlines()[0], where=folder), hint=_load_hint(source)) from error
     return model, tokenizer

@@ -7,8 +7,10 @@ where a token would reach over the cut, they are cut one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Protocol, TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -16,6 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from llmpipe.context import Context
 from llmpipe.data import Message, Row
 from llmpipe.data.formats import Conversation
+from llmpipe.data.labelled import Labelled
 from llmpipe.data.preferences import Preference
 from llmpipe.errors import DataError, Problem, did_you_mean
 from llmpipe.training.chat import PLAIN_TEMPLATE, render
@@ -23,6 +26,7 @@ from llmpipe.training.packing import Batch
 from llmpipe.training.reward_model import ONE_CRITERION
 
 Found = list[tuple[Row, Preference]]
+Rows = Sequence[tuple[Row, Preference | Labelled]]
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,23 @@ class Pair:
         """How many tokens the longer one has, prompt included."""
         return max(len(self.chosen), len(self.rejected))
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens both have, prompts included."""
+        return len(self.chosen) + len(self.rejected)
+
     def cut(self, context: int) -> Pair:
         """Keep the first `context` tokens of both; an answer without its end is read as one that was cut off."""
         return replace(self, chosen=self.chosen[:context], rejected=self.rejected[:context])
 
 
-def set_template(template: str | None, found: Found, tokenizer: Tokenizer, ctx: Context) -> bool:
+def set_template(template: str | None, found: Rows, tokenizer: Tokenizer, ctx: Context) -> bool:
     """Decide how answers are written: through a template (True), or as plain text where rows and model have none."""
     if template is not None:
         tokenizer.chat_template = template
     elif tokenizer.chat_template is None:
         if all(one.text is not None for _, one in found):
-            ctx.say("the model has no chat template, and the pairs are plain text: answers follow prompts directly")
+            ctx.say("the model has no chat template, and the data are plain text: answers follow prompts directly")
             return False
         tokenizer.chat_template = PLAIN_TEMPLATE
         ctx.say("the model has no chat template; a plain one is set and saved with it (User: … Assistant: …)")
@@ -68,22 +77,43 @@ def encode(
     `end` is put where the template writes no end token. Where the template rewrites the prompt once an answer stands
     after it, the text with the answer is kept as it is.
     """
-    if not preferences:
-        return []
-    written = [_chat_texts(one, tokenizer) if chat else _plain_texts(one) for one in preferences]
-    plain = {"add_special_tokens": False, "verbose": False}  # it would warn of every text that is to be dropped
-    cut = iter(tokenizer([text for texts in written for text in texts], **plain)["input_ids"])
-    opening = [] if chat or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    texts = [
+        chat_texts(one.prompt, [one.chosen, one.rejected], one.tools, tokenizer) if chat else _plain_texts(one)
+        for one in preferences
+    ]
     pairs = []
-    for one, texts, (prompt, *answers) in zip(preferences, written, zip(cut, cut, cut, strict=True), strict=True):
-        joined = all(ids[: len(prompt)] == prompt for ids in answers)
-        if not joined and all(text.startswith(texts[0]) for text in texts):
-            tails = tokenizer([text[len(texts[0]) :] for text in texts[1:]], **plain)["input_ids"]
-            answers = [prompt + tail for tail in tails]
-        chosen, rejected = (opening + ids + [end] * (ids[-1:] != [end]) for ids in answers)
+    for one, written in zip(preferences, write(texts, tokenizer, end=end, chat=chat), strict=True):
+        chosen, rejected = written.answers
         head = heads.index(one.criterion or ONE_CRITERION) if len(heads) > 1 else 0
-        pairs.append(Pair(chosen, rejected, len(opening) + len(prompt), head, one.margin, joined))
+        pairs.append(Pair(chosen, rejected, len(written.prompt), head, one.margin, written.joined))
     return pairs
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prompt and answers to it as ids, each answer with the prompt before it and its end token last."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+    joined: bool
+    """Whether all, cut as one text with the prompt, begin with the prompt's ids."""
+
+
+def write(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, *, end: int, chat: bool) -> Iterator[Written]:
+    """Tokenise prompts, each followed by as many texts that hold the prompt and an answer."""
+    if not texts:
+        return
+    plain = {"add_special_tokens": False, "verbose": False}  # it would warn of every text that is to be dropped
+    cut = iter(tokenizer([text for group in texts for text in group], **plain)["input_ids"])
+    opening = [] if chat or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    for group in texts:
+        prompt, *answers = islice(cut, len(group))
+        joined = all(ids[: len(prompt)] == prompt for ids in answers)
+        if not joined and all(text.startswith(group[0]) for text in group):
+            tails = tokenizer([text[len(group[0]) :] for text in group[1:]], **plain)["input_ids"]
+            answers = [prompt + tail for tail in tails]
+        whole = [opening + ids + [end] * (ids[-1:] != [end]) for ids in answers]
+        yield Written(opening + prompt, whole, joined)
 
 
 def _plain_texts(one: Preference) -> tuple[str, str, str]:
@@ -92,12 +122,13 @@ def _plain_texts(one: Preference) -> tuple[str, str, str]:
     return prompt, prompt + chosen, prompt + rejected
 
 
-def _chat_texts(one: Preference, tokenizer: Tokenizer) -> tuple[str, str, str]:
+def chat_texts(
+    prompt: list[Message], answers: Sequence[list[Message]], tools: str | None, tokenizer: Tokenizer
+) -> list[str]:
     """Render the prompt up to where the answer begins, then with each answer, up to its end token."""
-    asked = render(Conversation(one.prompt, one.tools), tokenizer, len(one.prompt), ask=True) if one.prompt else ""
-    whole = [Conversation([*one.prompt, *answer], one.tools) for answer in (one.chosen, one.rejected)]
-    chosen, rejected = (render(said, tokenizer, len(said.messages)).rstrip() for said in whole)
-    return asked, chosen, rejected
+    asked = render(Conversation(prompt, tools), tokenizer, len(prompt), ask=True) if prompt else ""
+    whole = [Conversation([*prompt, *answer], tools) for answer in answers]
+    return [asked, *(render(said, tokenizer, len(said.messages)).rstrip() for said in whole)]
 
 
 def criteria_of(found: Found, named: dict[str, float] | None) -> dict[str, float]:
@@ -184,15 +215,23 @@ def fitting(
     return kept, {"too_long_rows": too_long, "equal_rows": equal}
 
 
-def measurable(held_out: Sequence[Pair], *, max_tokens: int) -> list[Pair]:
-    """Return as many held-out pairs as have that many tokens at most, or one."""
-    kept: list[Pair] = []
+class _Sized(Protocol):
+    @property
+    def tokens(self) -> int: ...
+
+
+Sized = TypeVar("Sized", bound=_Sized)
+
+
+def measurable(held_out: Sequence[Sized], *, max_tokens: int) -> list[Sized]:
+    """Return as many held-out pairs (or answers) as have that many tokens at most, or one."""
+    kept: list[Sized] = []
     tokens = 0
-    for pair in held_out:
-        tokens += len(pair.chosen) + len(pair.rejected)
+    for one in held_out:
+        tokens += one.tokens
         if kept and tokens > max_tokens:
             break
-        kept.append(pair)
+        kept.append(one)
     return kept
 
 

@@ -6,17 +6,21 @@ import os
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import pytest
+import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmpipe.artifact import StepRecord
 from llmpipe.context import Context, Event
 from llmpipe.data import storyworld
 from llmpipe.stages import tokenizer as tokenizer_stage
-from llmpipe.training import models
+from llmpipe.training import adapters, models
+from tests.stages.tiny import probed
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
@@ -47,8 +51,6 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Callable[..., PreTrainedMo
     """Make a fresh model of an architecture, the same one each time."""
 
     def make(arch: str = "llama", context: int = 64, **config: object) -> PreTrainedModel:
-        import torch
-
         torch.manual_seed(0)
         return models.build(arch, {**SMALL, **config}, tokenizer=tokenizer, context=context)
 
@@ -64,3 +66,17 @@ def ctx(tmp_path: Path) -> Context:
     context = Context(run_dir=tmp_path, step=record, emit=events.append)
     context.events = events  # type: ignore[attr-defined]
     return context
+
+
+@pytest.fixture
+def policies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PeftModel, torch.Tensor]]:
+    """What stages saved, as it was in memory, and its logits (TRL's patch runs a copy through the original)."""
+    seen: list[tuple[PeftModel, torch.Tensor]] = []
+    save = adapters.save_policy
+
+    def watched(policy: Any, *given: Any) -> None:
+        seen.append((deepcopy(policy), probed(policy)))
+        save(policy, *given)
+
+    monkeypatch.setattr(adapters, "save_policy", watched)
+    return seen

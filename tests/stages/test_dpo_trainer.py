@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from llmpipe.settings import TRAINER_RESERVED
 from llmpipe.stages.dpo import RESERVED
-from llmpipe.training import dpo_trainer
+from llmpipe.training import dpo_trainer, reference
 from llmpipe.training.dpo_trainer import PairTrainer
 from llmpipe.training.pairs import Pair
 from tests.stages.preferred import encoded
@@ -32,6 +32,10 @@ def trainer_of(ctx: Any, tokenizer: Any) -> Callable[..., PairTrainer]:
         return PairTrainer(model.eval(), tokenizer, args=args, pairs=found, held_out=found)
 
     return make
+
+
+def answers_of(found: list[Pair]) -> list[list[int]]:
+    return [answer for pair in found for answer in (pair.chosen, pair.rejected)]
 
 
 def moved(model: PreTrainedModel) -> None:
@@ -102,10 +106,10 @@ def test_the_reference_is_what_the_model_was(make_model, tokenizer, trainer_of) 
     trainer = trainer_of(model, found)
     moved(model)
     assert trainer.ref_model is None  # no second model is kept
-    plain = [dpo_trainer.plain_logps(before, [(pair.chosen[: pair.prompt], pair.chosen[pair.prompt :]),
+    plain = [reference.plain_logps(before, [(pair.chosen[: pair.prompt], pair.chosen[pair.prompt :]),
              (pair.rejected[: pair.prompt], pair.rejected[pair.prompt :])]) for pair in found]  # fmt: skip
     torch.testing.assert_close(trainer.reference(trainer.train_dataset), torch.stack(plain), atol=1e-4, rtol=1e-6)
-    passed = [gate.passed for gate in dpo_trainer.gates(trainer, before, found, end=2, context=64)]
+    passed = [gate.passed for gate in reference.gates(trainer, before, answers_of(found), end=2, context=64)]
     assert passed == [True, True, True]
 
 
@@ -117,15 +121,15 @@ def test_another_reference_is_noticed(make_model, tokenizer, trainer_of) -> None
     trainer = trainer_of(model, found)
     changed = copy.deepcopy(before)
     moved(changed)
-    assert not dpo_trainer.gates(trainer, changed, found, end=2, context=64)[0].passed
+    assert not reference.gates(trainer, changed, answers_of(found), end=2, context=64)[0].passed
     unused = copy.deepcopy(before)
     unused.model.embed_tokens.weight.data[299] += 1
-    assert dpo_trainer.agrees(trainer, unused)
-    assert not dpo_trainer.gates(trainer, unused, found, end=2, context=64)[0].passed
+    assert reference.agrees(trainer, unused)
+    assert not reference.gates(trainer, unused, answers_of(found), end=2, context=64)[0].passed
     rows = trainer.train_dataset
     off = [value - 0.1 for value in rows["ref_rejected_logps"]]
     trainer.train_dataset = rows.remove_columns("ref_rejected_logps").add_column("ref_rejected_logps", off)
-    assert not dpo_trainer.gates(trainer, before, found, end=2, context=64)[0].passed
+    assert not reference.gates(trainer, before, answers_of(found), end=2, context=64)[0].passed
 
 
 def test_gates_of_ends(make_model, tokenizer, trainer_of) -> None:
@@ -133,11 +137,11 @@ def test_gates_of_ends(make_model, tokenizer, trainer_of) -> None:
     found = encoded(tokenizer)
     trainer = trainer_of(model, found)
     model.generation_config.eos_token_id = [2, tokenizer.pad_token_id]
-    _, pad, _ = dpo_trainer.gates(trainer, model, found, end=2, context=64)
+    _, pad, _ = reference.gates(trainer, model, answers_of(found), end=2, context=64)
     assert not pad.passed
     cut = [found[0].cut(len(found[0].chosen) - 1)]
-    assert not dpo_trainer.gates(trainer, model, cut, end=2, context=64)[2].passed
-    assert dpo_trainer.gates(trainer, model, found, end=2, context=64)[2].passed
+    assert not reference.gates(trainer, model, answers_of(cut), end=2, context=64)[2].passed
+    assert reference.gates(trainer, model, answers_of(found), end=2, context=64)[2].passed
 
 
 @pytest.mark.parametrize(("lost", "told"), [(0.5, False), (2.25, True)])
@@ -184,7 +188,8 @@ def test_what_is_overridden_and_set_by_the_stage_is_still_there() -> None:
     assert prepared < source.index("super().__init__(") < source.index("add_fused_lm_head(self") < computed
     assert 'inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]' in inspect.getsource(DPOTrainer._compute_loss)
     assert callable(DPOTrainer.create_model_card)
-    assert list(inspect.signature(DPOTrainer.compute_ref_log_probs).parameters) == ["self", "model", "inputs"]
+    assert "elif is_peft_model(model) and ref_model is None:" in source  # else it copies an adapter, named `default`
+    assert "        else:\n            self.ref_model = ref_model\n" in source
     fields = DPOConfig.__dataclass_fields__
     assert set(RESERVED) - set(TRAINER_RESERVED) <= set(fields)
     assert not {"loss_type", "label_smoothing", "ld_alpha", "use_weighting"} & set(RESERVED)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -17,13 +16,12 @@ from llmpipe.artifact import read_json, read_manifest
 from llmpipe.context import Context
 from llmpipe.errors import StageError, StoppedError
 from llmpipe.settings import PathSource
-from llmpipe.training import adapters, models
+from llmpipe.training import models
 from tests.stages.test_adapters import manifest
-from tests.stages.tiny import context_for, run_recipe, run_stage, stop_after
+from tests.stages.tiny import context_for, probed, run_recipe, run_stage, stop_after
 
 STEPS = 8
 TRAINER = {"per_device_train_batch_size": 2, "max_steps": STEPS, "logging_steps": 1, "learning_rate": 1e-2}
-IDS = torch.arange(300)[None, :150]
 
 
 def settings_for(folder: Path, make_model: Any, tokenizer: Any, arch: str = "llama", **config: Any) -> dict[str, Any]:
@@ -38,20 +36,6 @@ def settings(make_model: Any, tokenizer: Any, tmp_path: Path) -> dict[str, Any]:
     return settings_for(tmp_path, make_model, tokenizer, tie_word_embeddings=True)
 
 
-@pytest.fixture
-def policies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PeftModel, torch.Tensor]]:
-    """What stages saved, as it was in memory, and its logits (TRL's patch runs a copy through the original)."""
-    seen: list[tuple[PeftModel, torch.Tensor]] = []
-    save = adapters.save_policy
-
-    def watched(policy: Any, *given: Any) -> None:
-        seen.append((deepcopy(policy), logits(policy)))
-        save(policy, *given)
-
-    monkeypatch.setattr(adapters, "save_policy", watched)
-    return seen
-
-
 def trained(settings: dict[str, Any], ctx: Context, kind: str = "lora") -> Path:
     """Run the stage, and say in a manifest that it is done; returns its adapter."""
     run_stage(kind, settings, ctx)
@@ -61,11 +45,6 @@ def trained(settings: dict[str, Any], ctx: Context, kind: str = "lora") -> Path:
 
 def loaded(folder: Path, ctx: Context) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return models.load(PathSource.model_validate({"path": str(folder)}), ctx)
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    return model.eval()(input_ids=IDS).logits
 
 
 def said(ctx: Context) -> str:
@@ -96,13 +75,13 @@ def test_the_base_stays_and_the_merged_model_is_the_trained_one(
     assert len(moved) == sum("lora_B" in name for name, _ in policy.named_parameters()) > 0
 
     model, _ = loaded(folder, ctx)
-    torch.testing.assert_close(logits(model), wanted, atol=1e-5, rtol=0)
-    assert not torch.allclose(logits(model), logits(base), atol=1e-2)
+    torch.testing.assert_close(probed(model), wanted, atol=1e-5, rtol=0)
+    assert not torch.allclose(probed(model), probed(base), atol=1e-2)
     ends = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     assert (ends[0] is ends[1]) == tied
     model.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    torch.testing.assert_close(logits(again), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(probed(again), wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -137,7 +116,7 @@ def test_an_output_layer_with_a_bias_keeps_it(
     assert list(read_json(folder / "adapter_config.json")["trainable_token_indices"]) == ["model.embed_tokens"]
     merged, _ = loaded(folder, ctx)
     assert torch.equal(merged.lm_head.bias, model.lm_head.bias)
-    torch.testing.assert_close(logits(merged), policies[0][1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(probed(merged), policies[0][1], atol=1e-5, rtol=0)
 
 
 def test_what_is_trained_is_said_and_counted(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -221,7 +200,7 @@ def test_the_best_step_is_kept(
     [
         (True, ["q_proj", "embed_tokens"], "which are one matrix in this model: merged, the adapter of one would"),
         (True, ["q_proj", "lm_head"], "which are one matrix in this model: merged, the adapter of one would"),
-        (False, ["q_proj", "lm_head"], "lora.target_modules names the output layer, where SFTTrainer would not train"),
+        (False, ["q_proj", "lm_head"], "lora.target_modules names the output layer, where TRL would not train"),
         (True, ["c_attn"], "lora.target_modules: Target modules {'c_attn'} not found in the base model"),
     ],
 )
@@ -252,7 +231,7 @@ def test_an_adapter_is_trained_further(
     assert (reason or "is merged into its model") in said(ctx) if reason else "is merged" not in said(ctx)
     assert read_json(second / "adapter_config.json")["lora_dropout"] == 0.1
     model, _ = loaded(second, ctx)
-    assert not torch.allclose(logits(model), logits(loaded(first, ctx)[0]), atol=1e-2)
+    assert not torch.allclose(probed(model), probed(loaded(first, ctx)[0]), atol=1e-2)
 
 
 CHAIN = """

@@ -50,3 +50,10 @@ def same(left: Path, right: Path) -> bool:
     """Whether the weights of two folders are equal to the bit."""
     one, two = (load_file(folder / "model.safetensors") for folder in (left, right))
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@torch.no_grad()
+def probed(model: Any, tokens: int = 150) -> torch.Tensor:
+    """Return a model's logits of a few tokens."""
+    logits: torch.Tensor = model.eval()(input_ids=torch.arange(300)[None, :tokens]).logits
+    return logits

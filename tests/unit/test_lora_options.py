@@ -51,6 +51,12 @@ def test_what_is_reserved_is_an_option_of_peft() -> None:
         ("{lora: {}, trainer: {gradient_checkpointing: true}}", "with lora: gives wrong gradients"),
         ("{lora: {}, trainer: {activation_checkpointing: true}}", "with lora: gives wrong gradients"),
         ("{lora: {}, value_model: head, trainer: {gradient_checkpointing: true}}", None),
+        ("{lora: {}, quantize: nf4}", None),
+        ("quantize: nf4", "quantize: nf4 is for the model under an adapter; add lora: {}"),
+        (
+            "{lora: {}, quantize: nf4, rollout: {engine: vllm, url: 'http://gpu:8000'}}",
+            "samples from the model in full",
+        ),
         ("rollout: {engine: vllm, url: 'http://gpu:8000'}", "rollout.engine: vllm needs lora:"),
         ("{lora: {}, rollout: {engine: vllm, url: 'http://gpu:8000'}}", None),
         ("{lora: {}, rollout: {engine: vllm}}", "engine: vllm and url: belong together"),
@@ -60,6 +66,7 @@ def test_what_is_reserved_is_an_option_of_peft() -> None:
 def test_options(folder: Path, options: str, said: str | None) -> None:
     several = options.removeprefix("{").removesuffix("}").replace(", trainer", "\n    trainer")
     several = several.replace(", rollout", "\n    rollout").replace(", value_model", "\n    value_model")
+    several = several.replace(", quantize", "\n    quantize")
     found = problems(folder, PPO.replace("OPTIONS", several if options.startswith("{") else options))
     assert len(found) == (said is not None), found
     assert all(said is not None and said in problem for problem in found)
@@ -86,6 +93,18 @@ stages:
         ("reward", "lora: {lora_dropout: 0.1, use_dora: true}", None),
         ("reward", "lora: {rank: 8}", "7:12: stages.tuned.lora.rank: not an option of LoraConfig"),
         ("reward", "lora: {trainable_token_indices: [3]}", "is reserved: an adapter is trained here, and the model"),
+        *((kind, "lora: {}\n    quantize: nf4", None) for kind in ("sft", "lora", "dpo", "kto")),
+        *(
+            (kind, "quantize: nf4", "quantize: nf4 is for the model under an adapter; add lora: {}")
+            for kind in ("sft", "dpo", "kto")
+        ),
+        ("lora", "quantize: nf4", None),
+        ("sft", "lora: {}\n    quantize: int8", "stages.tuned.quantize: must be 'nf4'"),
+        ("kto", "lora: {r: 4}", None),
+        ("kto", "lora: {lora_dropout: 0.1}", "lora.lora_dropout makes the policy differ from the reference before it"),
+        ("dpo", "lora: {r: 4, use_dora: true}", None),
+        ("dpo", "lora: {trainable_token_indices: [3, 4]}", "is reserved: an adapter is trained here, and the model"),
+        ("dpo", "lora: {lora_dropout: 0.1}", "lora.lora_dropout makes the policy differ from the reference before it"),
         ("lora", "", None),
         ("lora", "lora: {r: 4}", None),
         ("lora", "lora: null", "7:11: stages.tuned.lora: must be a mapping"),
@@ -105,6 +124,10 @@ def test_options_of_a_supervised_stage(folder: Path, kind: str, options: str, sa
         ("sft", {"lora": {}}, "adapter"),
         ("lora", {}, "adapter"),
         ("reward", {"lora": {}}, "reward-model"),
+        ("dpo", {}, "causal-lm"),
+        ("dpo", {"lora": {}}, "adapter"),
+        ("kto", {}, "causal-lm"),
+        ("kto", {"lora": {}}, "adapter"),
     ],
 )
 def test_what_comes_out(kind: str, settings: dict[str, Any], made: str) -> None:

@@ -26,13 +26,14 @@ stages:
   tuned: {kind: lora, data: {builtin: storyworld}, model: base}
   judge: {kind: reward, data: {path: a.txt}, model: base}
   direct: {kind: dpo, data: {path: a.txt}, model: base}
+  rated: {kind: kto, data: {path: a.txt}, model: base}
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   left: {kind: rloo, data: {path: a.txt}, model: base, reward: judge}
   group: {kind: grpo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base}
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
-NAMES |= {"rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores"}
+NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores"}
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
@@ -54,11 +55,15 @@ VALUES: dict[Any, Any] = {
     "minibatches": 4,
     "dual_clip": 2.5,
     "lora": {"r": 4},
+    "quantize": None,  # without lora:, that is
+    ("lora", "quantize"): "nf4",
     ("sft", "model"): {"hub": "a/b"},
     ("lora", "model"): {"hub": "a/b"},
     ("reward", "model"): {"hub": "a/b"},
     ("dpo", "model"): {"hub": "a/b"},
+    ("kto", "model"): {"hub": "a/b"},
     ("dpo", "dropout"): 0.0,
+    ("kto", "dropout"): 0.0,
     ("rlhf-ppo", "model"): {"hub": "a/b"},
     ("rlhf-ppo", "dropout"): 0.0,
     ("eval", "data"): "chat",
@@ -146,7 +151,7 @@ def test_every_option_of_the_trainer_counts_but_the_cosmetic_ones(place: Path, k
 def test_a_change_reaches_what_follows_and_nothing_else(place: Path) -> None:
     before, after = plan(), plan("base.dropout=0.5")
     changed = {name for name in before if before[name].record.fingerprint != after[name].record.fingerprint}
-    assert changed == {"base", "chat", "tuned", "judge", "direct", "ppo", "left", "group", "scores"}
+    assert changed == {"base", "chat", "tuned", "judge", "direct", "rated", "ppo", "left", "group", "scores"}
 
 
 def test_names_and_places_do_not_count(place: Path) -> None:
