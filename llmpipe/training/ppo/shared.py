@@ -8,6 +8,7 @@ frozen copy of that adapter: the bare base is not what it began from.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -66,6 +67,7 @@ def put(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None) -> Pef
     Raises:
         StageError: peft cannot make such an adapter on this model, or it could not be merged.
     """
+    began_on = digests(base)
     try:
         if folder is None:
             config = LoraConfig(task_type="CAUSAL_LM", **{**options.DEFAULTS, **lora})
@@ -80,7 +82,19 @@ def put(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None) -> Pef
     if base.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in ends):
         message = "lora.target_modules names the embedding or the output layer, which are one matrix in this model"
         raise StageError(f"{message}: merged, the adapter of one would change both", hint="target_modules: all-linear")
+    adapted.began_on = began_on
     return adapted
+
+
+def is_base_unchanged(policy: PeftModel) -> bool:
+    """Whether every weight of the model that `put` was given is still there, to the bit."""
+    unchanged: bool = policy.began_on <= digests(policy)
+    return unchanged
+
+
+def digests(model: nn.Module) -> Counter[str]:
+    """Count a model's weights by their sha256; their names change as adapters are put around them."""
+    return Counter(fingerprint([("", weight)]) for weight in model.parameters())
 
 
 @contextmanager
