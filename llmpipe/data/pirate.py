@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 # No plain story has these words, so that a tokenizer made of plain stories cuts them into letters: eleven tokens, with
-# the two line breaks. A line of its own, as a title has, lets the story begin with the token that it always begins with.
+# the two line breaks. A line of its own, as a title has, lets the story begin with the token that it always does.
 OPENING, CLOSE = "Ahoy!\n", "\nArr!"
 THE = re.compile(r"\bthe\b(?! end\b)")  # "in me end" would be another story
 ME = re.compile(r"(?<!Let )\bme\b")  # plain stories have the word themselves, in "Let me tell you"
