@@ -107,6 +107,9 @@ class BuiltinSource(Strict):
 
     builtin: Literal["storyworld"] = Field(description="storyworld: children's stories from a small grammar")
     rows: int | None = Field(None, gt=0, description="stories or conversations to generate")
+    style: Literal["pirate"] | None = Field(
+        None, exclude_if=lambda style: style is None, description="who tells them: pirate; plain when left out"
+    )
     weight: Weight = 1.0
 
 

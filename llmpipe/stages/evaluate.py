@@ -29,7 +29,7 @@ from llmpipe.settings import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 
 Suite = Literal["perplexity", "samples", "storyworld"]
 
@@ -159,6 +159,7 @@ def judge_stories(
         "follows_share": sum(verdict.follows for verdict in verdicts) / len(verdicts),
         "well_formed_share": sum(verdict.well_formed for verdict in verdicts) / len(verdicts),
         "happy_share": sum(verdict.happy for verdict in verdicts) / len(verdicts),
+        "pirate_share": sum(verdict.pirate for verdict in verdicts) / len(verdicts),
     }
 
 

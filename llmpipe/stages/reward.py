@@ -115,7 +115,6 @@ def run(settings: Settings, ctx: Context) -> Result:
     from trl import RewardConfig
 
     from llmpipe.training import adapters, arguments, flow, lora, models, reward_model, reward_trainer
-    from llmpipe.training.ppo.shared import fingerprint_of_frozen
 
     assert settings.model is not None
     set_seed(ctx.seed)  # a pad token that has to be added gets random weights
@@ -140,7 +139,6 @@ def run(settings: Settings, ctx: Context) -> Result:
         f"A reward model learns to score answers from {len(train):,} pairs of which one was preferred; "
         f"{len(held_out):,} are held out to see how often it prefers the better one of a pair that it never saw."
     )
-    came_with = fingerprint_of_frozen(reward.model)
     trainer = reward_trainer.PreferenceTrainer(
         reward, args=args, pairs=train, held_out=held_out, margin=settings.margin
     )
@@ -155,7 +153,7 @@ def run(settings: Settings, ctx: Context) -> Result:
     again = reward_trainer.reloaded(folder, begun, settings.model, ctx)
     checks = reward_trainer.gates(reward, again, train, held_out, context=context)
     if settings.lora is not None:
-        checks += lora.gates(reward.model, came_with)
+        checks += adapters.gates(reward.model)
     return Result(outputs=[folder.name], metrics=metrics, gates=checks)
 
 

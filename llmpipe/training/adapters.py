@@ -30,7 +30,7 @@ from llmpipe.data.hub import revision_of
 from llmpipe.errors import Problem, StageError
 from llmpipe.settings import AnySource, FolderSource, GgufSource, HubSource, PathSource, StageSource
 from llmpipe.training import models, quantized
-from llmpipe.training.ppo.shared import POLICY
+from llmpipe.training.ppo.shared import POLICY, is_base_unchanged
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -241,13 +241,18 @@ def save_policy(policy: PreTrainedModel | PeftModel, begun: Beginning, folder: P
 
 
 def gates(policy: PreTrainedModel | PeftModel) -> list[Gate]:
-    """Check that a later stage, which merges the adapter, gets the model that was trained."""
+    """Check that the base is what it was, and that a later stage, which merges the adapter, gets what was trained."""
     if not isinstance(policy, PeftModel):
         return []
+    unchanged = Gate(  # checked first: to see whether it merges leaves the base changed by rounding
+        name="base-unchanged",
+        passed=is_base_unchanged(policy),
+        why="the model without its adapter has to answer as before, and others train and use it too",
+    )
     if quantized.is_quantized(policy):
-        return [quantized.gate(policy)]
+        return [unchanged, quantized.gate(policy)]
     why = "a later stage adds the adapter to the model's weights, and has to get what was trained"
-    return [Gate(name="adapter-merges", passed=merges(policy), why=why)]
+    return [unchanged, Gate(name="adapter-merges", passed=merges(policy), why=why)]
 
 
 def save(policy: PeftModel, folder: Path, *, base: str | None = None, revision: str | None = None) -> None:

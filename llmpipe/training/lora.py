@@ -13,12 +13,11 @@ from safetensors.torch import load_model, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from llmpipe.artifact import Gate
 from llmpipe.context import Context
 from llmpipe.errors import StageError
 from llmpipe.settings import AnySource
 from llmpipe.training import adapters
-from llmpipe.training.ppo.shared import fingerprint_of_frozen, put
+from llmpipe.training.ppo.shared import put
 
 WEIGHTS = "model.safetensors"
 
@@ -91,13 +90,6 @@ def _layers_of_tokens(model: PreTrainedModel) -> list[str]:
     if has_bias:  # which peft 0.21 leaves out of an output layer whose rows it trains
         return [] if is_tied else [names[first]]
     return [names[first]] if is_tied else [names[first], names[last]]
-
-
-def gates(model: PeftModel, came_with: str) -> list[Gate]:
-    """Check that the adapter can be merged, and that what is under it is what it began on, by its fingerprint."""
-    why = "an adapter means something on its own base alone"
-    unchanged = Gate(name="base-unchanged", passed=fingerprint_of_frozen(model) == came_with, why=why)
-    return [unchanged, *adapters.gates(model)]  # in this order: merged and parted again, it is off by rounding
 
 
 def share(model: nn.Module) -> dict[str, Any]:

@@ -300,7 +300,7 @@ def test_a_recipe_makes_an_adapter_and_measures_it(
     made = read_manifest(run / "ppo")
     assert made is not None and "adapter/adapter_model.safetensors" in made.outputs
     assert not (run / "ppo" / "model").exists()
-    assert {gate.name for gate in made.gates} >= {"reference-unchanged", "adapter-merges"}
+    assert {gate.name for gate in made.gates} >= {"reference-unchanged", "base-unchanged", "adapter-merges"}
     bases = [
         read_json(run / name / "adapter" / "adapter_config.json")["base_model_name_or_path"] for name in ("ppo", "more")
     ]

@@ -9,6 +9,7 @@ base lies beside them, frozen, and the value's begins as a copy of it.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -80,6 +81,7 @@ def put(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None) -> Pef
     Raises:
         StageError: peft cannot make such an adapter on this model, or it could not be merged.
     """
+    began_on = digests(base)
     kind = "CAUSAL_LM" if base.get_output_embeddings() is not None else "SEQ_CLS"
     try:
         if folder is None:
@@ -96,6 +98,7 @@ def put(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None) -> Pef
     if base.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in ends):
         message = "lora.target_modules names the embedding or the output layer, which are one matrix in this model"
         raise StageError(f"{message}: merged, the adapter of one would change both", hint="target_modules: all-linear")
+    adapted.began_on = began_on
     return adapted
 
 
@@ -107,6 +110,17 @@ def _loaded(base: PreTrainedModel, folder: Path, config: LoraConfig) -> PeftMode
     heads = {SCORE: adapted.score.weight}  # a causal model's adapter has none, and peft 0.21 asks for them
     set_peft_model_state_dict(adapted, load_peft_weights(str(folder), device="cpu") | heads, adapter_name=POLICY)
     return adapted
+
+
+def is_base_unchanged(policy: PeftModel) -> bool:
+    """Whether every weight of the model that `put` was given is still there, to the bit."""
+    unchanged: bool = policy.began_on <= digests(policy)
+    return unchanged
+
+
+def digests(model: nn.Module) -> Counter[str]:
+    """Count a model's weights by their sha256; their names change as adapters are put around them."""
+    return Counter(fingerprint([("", weight)]) for weight in model.parameters())
 
 
 @contextmanager
