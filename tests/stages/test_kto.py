@@ -108,7 +108,7 @@ def test_with_an_adapter_the_base_stays_and_it_resumes_to_the_bit(settings, tmp_
     assert [gate.name for gate in result.gates if gate.passed][-1] == "adapter-merges"
     assert all(gate.passed for gate in result.gates)
     ((policy, wanted),) = policies
-    assert list(policy.peft_config) == ["policy"]
+    assert list(policy.peft_config) == ["default"]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "m").state_dict()
     after = policy.unload().state_dict()
     assert base.keys() == after.keys() and all(torch.equal(base[name], after[name]) for name in base)

@@ -87,7 +87,7 @@ def test_only_the_adapter_and_the_heads_move_and_merged_they_score_the_same(
 
     ((reward, wanted),) = trained
     names = lora.trained(reward.model)
-    assert all(".lora_" in name or name.endswith("score.modules_to_save.policy.weight") for name in names)
+    assert all(".lora_" in name or name.endswith("score.modules_to_save.default.weight") for name in names)
     assert all(parameter.abs().max() > 0 for name, parameter in names.items() if "lora_B" in name or "score" in name)
     plain = deepcopy(reward.model).unload().base_model
     before, after = base.state_dict(), plain.state_dict()
