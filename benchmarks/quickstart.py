@@ -1,4 +1,4 @@
-"""The quickstart against its promises: time, peak memory, stories about pairs that fine-tuning never saw, happy ends.
+"""The quickstart against its promises: time, memory, stories about pairs that it was never taught, happy ends, pirates.
 
     python benchmarks/quickstart.py                    run it in a temporary folder and check
     python benchmarks/quickstart.py --check RUN.json   check what `llmpipe quickstart --json` printed
@@ -9,6 +9,7 @@ Exits 1 when a promise is broken. Time is for a quiet machine with two cores tha
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import resource
 import subprocess
@@ -17,21 +18,21 @@ import tempfile
 import time
 from pathlib import Path
 
-SECONDS, RLHF_SECONDS, PEAK_MB = 300, 75, 2048
+SECONDS, RLHF_SECONDS, LORA_SECONDS, PEAK_MB = 300, 75, 20, 2048
 FOLLOWS, FOLLOWS_AFTER_RLHF, HAPPY, PREFERS = 0.95, 0.90, 0.95, 0.95
+FOLLOWS_AS_PIRATE, PIRATE, TRAINED = 0.90, 0.95, 0.05
 
 
-def run() -> tuple[dict, float, float]:
-    """Run the installed command; returns its JSON, wall seconds, and the peak memory of its largest process in MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        begun = time.perf_counter()
-        command = ["llmpipe", "quickstart", "--run", str(Path(folder) / "quickstart"), "--json"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        peak = watch_memory(process)
-        printed = process.communicate()[0]
-        if process.returncode:
-            sys.exit(f"quickstart exited {process.returncode}")
-        return json.loads(printed), time.perf_counter() - begun, peak
+def run(folder: str) -> tuple[dict, float, float]:
+    """Run the installed command; returns its JSON, wall seconds, and the peak memory of all its processes in MB."""
+    begun = time.perf_counter()
+    command = ["llmpipe", "quickstart", "--run", str(Path(folder) / "quickstart"), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = watch_memory(process)
+    printed = process.communicate()[0]
+    if process.returncode:
+        sys.exit(f"quickstart exited {process.returncode}")
+    return json.loads(printed), time.perf_counter() - begun, peak
 
 
 def watch_memory(process: subprocess.Popen) -> float:
@@ -56,25 +57,62 @@ def broken_promises(report: dict) -> list[str]:
     """Compare the stages' metrics with what the README promises."""
     metrics = {step["name"]: step["metrics"] for step in report["steps"]}
     took = {step["name"]: step["seconds"] for step in report["steps"]}
-    scores, base, judge, ppo = (metrics[name] for name in ("scores", "base", "judge", "ppo"))
+    scores, base, judge, ppo, pirate = (metrics[name] for name in ("scores", "base", "judge", "ppo", "pirate"))
     seconds, rlhf = sum(took.values()), took["judge"] + took["ppo"]
     follows = {model: scores[f"{model}.follows_share"] for model in ("base", "chat", "ppo")}
     happy = {model: scores[f"{model}.happy_share"] for model in ("chat", "ppo")}
-    print(f"stages {seconds:.1f} s, of these reward {took['judge']:.1f} s and rlhf-ppo {took['ppo']:.1f} s")
+    plain, told = max(scores[f"{model}.pirate_share"] for model in follows), scores["pirate.pirate_share"]
+    print(
+        f"stages {seconds:.1f} s, of these reward {took['judge']:.1f} s, rlhf-ppo {took['ppo']:.1f} s and lora "
+        f"{took['pirate']:.1f} s"
+    )
     print(f"bits per byte {base['bits_per_byte_before']:.2f} -> {base['bits_per_byte']:.3f}")
     print("stories with both items, unseen pairs: " + " -> ".join(f"{share:.1%}" for share in follows.values()))
     print(f"the judge prefers the better story in {judge['held_out_accuracy']:.1%} of held-out pairs")
     print(f"happy endings {happy['chat']:.1%} -> {happy['ppo']:.1%} at a KL of {ppo['kl']:.2f} nats per story")
+    print(
+        f"talks like a pirate {plain:.1%} -> {told:.1%}, with both items {scores['pirate.follows_share']:.1%}, "
+        f"by {pirate['trained_share']:.2%} of the parameters"
+    )
     kept = [
         (follows["chat"] >= FOLLOWS, f"{FOLLOWS:.0%} of the stories follow the request"),
         (follows["chat"] > follows["base"], "fine-tuning helps"),
         (judge["held_out_accuracy"] >= PREFERS, f"the judge prefers the better story in {PREFERS:.0%} of the pairs"),
         (happy["ppo"] >= HAPPY, f"{HAPPY:.0%} of the stories end happily after PPO"),
         (follows["ppo"] >= FOLLOWS_AFTER_RLHF, f"{FOLLOWS_AFTER_RLHF:.0%} still follow the request after PPO"),
+        (plain == 0, "nobody talks like a pirate before"),
+        (told >= PIRATE, f"{PIRATE:.0%} of the stories are told by a pirate after lora"),
+        (scores["pirate.follows_share"] >= FOLLOWS_AS_PIRATE, f"{FOLLOWS_AS_PIRATE:.0%} of them follow the request"),
+        (pirate["trained_share"] <= TRAINED, f"{TRAINED:.0%} of the parameters are trained by lora at most"),
+        (took["pirate"] <= LORA_SECONDS, f"lora takes {LORA_SECONDS} s at most"),
         (seconds <= SECONDS, f"the stages take {SECONDS} s at most"),
         (rlhf <= RLHF_SECONDS, f"reward and rlhf-ppo take {RLHF_SECONDS} s at most"),
     ]
-    return [promise for kept_it, promise in kept if not kept_it]
+    return [promise for kept_it, promise in [*kept, *old_skill(Path(report["run"]))] if not kept_it]
+
+
+def old_skill(run: Path) -> list[tuple[bool, str]]:
+    """Whether chat is what it was before an adapter was trained on it: the file, and what it answers, by peft alone."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    weights = run / "chat" / "model" / "model.safetensors"
+    manifest = json.loads((run / "chat" / "manifest.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    ids = torch.arange(64)[None]
+    with torch.no_grad():
+        chat = AutoModelForCausalLM.from_pretrained(weights.parent).eval()
+        alone = chat(ids).logits
+        adapted = PeftModel.from_pretrained(chat, run / "pirate" / "adapter").eval()
+        beside = adapted(ids).logits
+        with adapted.disable_adapter():
+            without = adapted(ids).logits
+    return [
+        (digest == manifest["outputs"]["model/model.safetensors"], "lora leaves the file of chat's weights as it was"),
+        (bool((beside != alone).any()), "the adapter changes what chat answers"),
+        (torch.equal(without, alone), "without the adapter, chat gives the logits that it gave before, bit for bit"),
+    ]
 
 
 def main() -> None:
@@ -84,8 +122,9 @@ def main() -> None:
     if options.check:
         problems = broken_promises(json.loads(options.check.read_text(encoding="utf-8")))
     else:
-        report, wall, peak = run()
-        problems = broken_promises(report)
+        with tempfile.TemporaryDirectory() as folder:
+            report, wall, peak = run(folder)
+            problems = broken_promises(report)
         print(f"wall {wall:.1f} s, peak memory {peak:,.0f} MB")
         problems += [] if peak <= PEAK_MB else [f"a peak of {PEAK_MB} MB at most"]
     for problem in problems:

@@ -4,6 +4,7 @@ runs/stories/
   recipe.yaml                as used; `llmpipe run runs/stories/recipe.yaml` repeats the run
   .lock  .worker.lock        who works here
   .history/                  outputs that a changed stage left behind
+  .bases/                    GGUF files that stages begin from, as folders
   chat/
     step.json                written first: resolved settings, inputs, fingerprint
     checkpoints/  metrics.jsonl  log.txt

@@ -159,8 +159,9 @@ def _described(run: Path, entry: Input) -> Iterator[tuple[str, str]]:
         yield source["hub"], str(commit)[:DIGITS]
     elif key == "builtin":
         rows = f", {source['rows']:,} rows" if source.get("rows") else ""
-        yield f"{source['builtin']} (ships with llmpipe{rows})", ""
-    elif key in ("path", "function"):
+        told = f", told by a {source['style']}" if source.get("style") else ""
+        yield f"{source['builtin']} (ships with llmpipe{rows}{told})", ""
+    elif key in ("path", "gguf", "function"):
         for file, digest in entry.files.items():
             yield Path(file).name, digest[:DIGITS]
 
@@ -176,7 +177,7 @@ def figures(run: Path, made_by: Sequence[Manifest]) -> str:
     measured = [
         (manifest.name, summary.LABELS.get(key, key.replace("_", " ")), console.number(value, key=key))
         for manifest in found
-        if manifest and manifest.kind == "eval" and _measured(stage, manifest, made_by[-1])
+        if manifest and summary.measured(manifest, made_by[-1])
         for name, value in manifest.metrics.items()
         for owner, _, key in (name.rpartition("."),)
         if owner == stage and key not in summary.HIDDEN
@@ -184,11 +185,6 @@ def figures(run: Path, made_by: Sequence[Manifest]) -> str:
     if measured:
         shown.append(table(("eval stage", "", stage), measured))
     return "## Figures\n\n" + "\n\n".join(shown) if shown else ""
-
-
-def _measured(stage: str, scores: Manifest, model: Manifest) -> bool:
-    """Whether an eval stage measured this very model, and not one that a later run has replaced."""
-    return model.started <= scores.started and any(entry.source.get("stage") == stage for entry in scores.inputs)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from llmpipe.artifact import read_json, sync_folder, write_json
 
@@ -24,10 +25,15 @@ def complete_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     found = []
     for path in folder.glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
-        marker = read_json(path / MARKER)
-        if step.isdigit() and isinstance(marker, dict) and _holds(path, marker.get("files", {})):
+        if step.isdigit() and is_complete(path):
             found.append((int(step), path))
     return sorted(found)
+
+
+def is_complete(path: Path) -> bool:
+    """Tell whether a folder has a marker, and every file that it lists at its size."""
+    marker = read_json(path / MARKER)
+    return isinstance(marker, dict) and _holds(path, marker.get("files", {}))
 
 
 def _holds(path: Path, files: dict[str, int]) -> bool:
@@ -36,15 +42,15 @@ def _holds(path: Path, files: dict[str, int]) -> bool:
     )
 
 
-def mark_complete(path: Path, *, step: int) -> None:
-    """Write the marker of a checkpoint, after all its files are on the disk."""
+def mark_complete(path: Path, **facts: Any) -> None:
+    """Write the marker of a folder, with what is to be known of it, after all its files are on the disk."""
     files = sorted(child for child in path.rglob("*") if child.is_file() and child.name != MARKER)
     for file in files:
         with file.open("rb+") as handle:
             os.fsync(handle.fileno())
     sync_folder(path)
     sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
-    write_json(path / MARKER, {"step": step, "files": sizes})
+    write_json(path / MARKER, {**facts, "files": sizes})
 
 
 def rotate(folder: Path, *, keep: set[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -181,12 +182,25 @@ def export(
         typer.Option("--gguf", case_sensitive=False, help="Also write a GGUF file with these numbers."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a model that is there; other files stay.")] = False,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="OWNER/NAME", help="Then send it to the Hugging Face hub; asks first."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository of the hub public.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Send without asking.")] = False,
     json_output: Json = False,
 ) -> None:
     """Write a stage's model as a plain Hugging Face folder with a model card; an adapter is merged."""
+    from llmpipe import console
+    from llmpipe import push as hub
     from llmpipe.export import export as write
 
-    write(run, stage, to, force=force, gguf=gguf, as_json=json_output)
+    to_hub = hub.destination(push, public=public, yes=yes)
+    done = write(run, stage, to, force=force, gguf=gguf)
+    if to_hub:
+        done.push = hub.push(done, to_hub)
+    if json_output:
+        console.as_json(asdict(done))
 
 
 def _version(wanted: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from llmpipe.artifact import OUTPUT_FOLDERS, Gate, Manifest, StepRecord, read_manifest, write_text
 from llmpipe.errors import StageError
-from llmpipe.settings import AnySource, Artifact, HubSource, PathSource, StageSource
+from llmpipe.settings import AnySource, Artifact, GgufSource, HubSource, PathSource, StageSource
 
 Event = dict[str, Any]
 """What a worker tells its runner: {"event": "log" | "say" | "explain" | "done" | "error", ...}."""
@@ -92,7 +92,10 @@ class Context:
             self.emit({"event": "explain", "text": text})
 
     def folder_of(self, source: AnySource) -> str:
-        """Turn a model or tokenizer source into what `from_pretrained` takes: a folder, or a hub id."""
+        """Turn a model or tokenizer source into what `from_pretrained` takes: a folder, or a hub id.
+
+        A GGUF file is unpacked to a folder by the first call of a run.
+        """
         if isinstance(source, StageSource):
             folder = self.run_dir / source.stage
             manifest = read_manifest(folder)
@@ -103,6 +106,10 @@ class Context:
             return source.path
         if isinstance(source, HubSource):
             return source.hub
+        if isinstance(source, GgufSource):
+            from llmpipe.training import bases
+
+            return str(bases.unpacked(source, self))
         raise StageError(f"{source} is not a model")
 
     def manifest_of(self, stage: str) -> Manifest:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,9 +53,11 @@ class Exported:
     """The file, its numbers, `largest_logit_shift` (a share of the largest logit), and `matrices_in_f16`."""
     files: dict[str, int] = field(default_factory=dict)
     """Bytes by name."""
+    push: dict[str, Any] | None = None
+    """The repository on the hub, its address, the commit, and whether it is private."""
 
 
-def export(run: Path, stage: str, to: Path, *, force: bool, gguf: GGUF | None, as_json: bool) -> None:
+def export(run: Path, stage: str, to: Path, *, force: bool, gguf: GGUF | None) -> Exported:
     """Write the model of a finished stage to a folder, and say what was written.
 
     Raises:
@@ -80,9 +82,8 @@ def export(run: Path, stage: str, to: Path, *, force: bool, gguf: GGUF | None, a
         done.files = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
     for text in said:
         console.say(f"  {text}")
-    if as_json:
-        console.as_json(asdict(done))
     show(done)
+    return done
 
 
 def model_of(run: Path, stage: str) -> Manifest:

@@ -32,7 +32,9 @@ AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let reward functions run that the recipe names; read them first.")
 ]
 Data = Annotated[list[str] | None, typer.Option("--data", help="File, glob, stage, hub:ID or storyworld.")]
-Model = Annotated[list[str] | None, typer.Option("--model", help="Stage, folder, hub:ID; for pretrain a size too.")]
+Model = Annotated[
+    list[str] | None, typer.Option("--model", help="Stage, folder, FILE.gguf, hub:ID; for pretrain a size too.")
+]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:

@@ -160,6 +160,7 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
     with runner.locked(run_dir):
         steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
         runner.refuse_code(steps, request.options)
+        runner.refuse_without_gguf(steps)
         recipe_edit.keep(run_dir, text)
         header(recipe, run_dir)
         console.show(plan_table(steps))

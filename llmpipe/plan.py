@@ -26,6 +26,7 @@ from llmpipe.settings import (
     SOURCE_KEYS,
     AnySource,
     FunctionSource,
+    GgufSource,
     PathSource,
     StageSettings,
     StageSource,
@@ -145,6 +146,8 @@ def _record(
 def _absolute(source: AnySource, base: Path) -> AnySource:
     if isinstance(source, PathSource):
         return source.model_copy(update={"path": str((base / source.path).absolute())})
+    if isinstance(source, GgufSource):
+        return source.model_copy(update={"gguf": str((base / source.gguf).absolute())})
     if isinstance(source, FunctionSource):
         return source.model_copy(update={"function": functions.absolute(source.function, base)})
     return source
@@ -154,7 +157,7 @@ def _input(
     field_name: str, source: AnySource, is_folder: bool, fingerprints: dict[str, str], cache: HashCache
 ) -> Input:
     """Identify an input's content: what it holds, and how it is to be read, but not where it lies."""
-    reading = source.model_dump(mode="json", exclude={"stage", "path", "function"})
+    reading = source.model_dump(mode="json", exclude={"stage", "path", "gguf", "function"})
     found: dict[str, str] = {}
     if isinstance(source, StageSource):
         content: Any = fingerprints[source.stage]
@@ -164,6 +167,9 @@ def _input(
         files = sorted(inside) if is_folder else expand(source.path, base=Path())
         found = {str(file): cache.sha256(file) for file in files}
         content = [[file.suffix, found[str(file)]] for file in files]
+    elif isinstance(source, GgufSource):
+        content = cache.sha256(Path(source.gguf))
+        found = {source.gguf: content}
     elif isinstance(source, FunctionSource):
         file, name = functions.split(source.function)
         found = {file: cache.sha256(Path(file))}

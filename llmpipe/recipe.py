@@ -23,6 +23,7 @@ from llmpipe.yaml_tree import KeyPath, Tree
 
 MODEL_MARKS = ("config.json", "adapter_config.json", "tokenizer.json")
 """Files of which a Hugging Face folder has one: a model, an adapter or a tokenizer."""
+GGUF_MARK = b"GGUF"
 
 
 class RecipeFile(Strict):
@@ -166,12 +167,15 @@ def _missing_files(
         accepts = next((extra for extra in info.metadata if isinstance(extra, Accepts)), None)
         written = raw.get(field)
         for index, source in enumerate(written if isinstance(written, list) else [written]):
-            path = source.get("path") if isinstance(source, dict) else None
-            if accepts is None or not isinstance(path, str) or not path:
-                continue
             item: KeyPath = (field, index) if isinstance(written, list) else (field,)
-            if message := _file_problem(path, base, is_folder=accepts.is_folder):
-                yield tree.problem(("stages", name, *item, "path"), message)
+            for key in ("path", "gguf"):
+                path = source.get(key) if isinstance(source, dict) else None
+                if accepts is None or not isinstance(path, str) or not path:
+                    continue
+                is_folder = accepts.is_folder
+                found = _gguf_problem(path, base) if key == "gguf" else _file_problem(path, base, is_folder=is_folder)
+                if found:
+                    yield tree.problem(("stages", name, *item, key), found)
 
 
 def _function_problems(name: str, settings: StageSettings, base: Path, tree: Tree) -> Iterator[Problem]:
@@ -190,11 +194,25 @@ def _file_problem(path: str, base: Path, *, is_folder: bool) -> str | None:
             expand(path, base=base)
         except DataError as error:
             return error.problems[0].message
+    elif (base / path).is_file() and path.lower().endswith(".gguf"):
+        return f"{path} is a GGUF file; write {{gguf: {path}}}"
     elif not (base / path).is_dir():
         return f"no such folder: {path}"
     elif not any((base / path / file).is_file() for file in MODEL_MARKS):
         return f"{path} has no config.json; a Hugging Face model folder is needed"
     return None
+
+
+def _gguf_problem(path: str, base: Path) -> str | None:
+    """Say why a path cannot be a GGUF file, by its first bytes."""
+    file = base / path
+    if not file.is_file():
+        beside = sorted(other.name for other in file.parent.glob("*.gguf"))
+        near = did_you_mean(file.name, beside) or (f"; beside it: {', '.join(beside)}" if beside else "")
+        return f"no such file: {path}{near}"
+    with file.open("rb") as opened:
+        begins = opened.read(len(GGUF_MARK))
+    return None if begins == GGUF_MARK else f"{path} is no GGUF file: it begins with other bytes"
 
 
 def _apply(tree: Tree, override: str) -> Iterator[Problem]:

@@ -40,8 +40,9 @@ def text_as_used(recipe: Recipe, overrides: Sequence[str]) -> str:
         for input_field, _ in edges.input_fields(settings):
             sources = written.get(input_field)
             for source in sources if isinstance(sources, list) else [sources]:
-                if isinstance(source, dict) and "path" in source:
-                    source["path"] = str((recipe.base / str(source["path"])).absolute())
+                for key in ("path", "gguf"):
+                    if isinstance(source, dict) and key in source:
+                        source[key] = str((recipe.base / str(source[key])).absolute())
                 if isinstance(source, dict) and "function" in source:
                     source["function"] = functions.absolute(str(source["function"]), recipe.base)
     return _dump(document)
@@ -107,7 +108,7 @@ def name_from(text: str) -> str:
 def source_from_flag(value: str, *, flag: str, stages: Sequence[str]) -> Any:
     """Read what stands behind --data, --model, --tokenizer or --reward.
 
-    It is a stage, a file or folder, a size, `hub:ID`, a builtin, or a function `FILE.py:NAME`.
+    It is a stage, a file or folder, a GGUF file, a size, `hub:ID`, a builtin, or a function `FILE.py:NAME`.
 
     Raises:
         UsageError: it is none of these.
@@ -123,6 +124,8 @@ def source_from_flag(value: str, *, flag: str, stages: Sequence[str]) -> Any:
     if flag == "reward" and re.fullmatch(r".+\.py:\w+", value):
         return {"function": functions.absolute(value, Path())}
     path = Path(value)
+    if flag in ("model", "tokenizer") and path.suffix.lower() == ".gguf" and path.is_file():
+        return {"gguf": str(path.absolute())}
     if path.exists() or any(char in value for char in "*?["):
         return {"path": str(path.absolute())}
     known = f"stages of this run: {', '.join(stages)}; " if stages else ""

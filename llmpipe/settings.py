@@ -3,7 +3,7 @@
 A stage's `Settings` is built from these. Nothing here touches a disk or imports torch.
 
 Sources say where an input comes from: `{stage: base}` (or the bare name `base`), `{path: "texts/*.txt"}`,
-`{hub: owner/name, revision: SHA}`, `{builtin: storyworld}`; a list of data sources mixes them by `weight`.
+`{hub: owner/name, revision: SHA}`, `{gguf: FILE}`, `{builtin: storyworld}`; a list mixes data by `weight`.
 """
 
 from __future__ import annotations
@@ -95,11 +95,21 @@ class HubSource(Strict):
     weight: Weight = 1.0
 
 
+class GgufSource(Strict):
+    """A model in one GGUF file."""
+
+    gguf: str = Field(pattern=r"(?i)^.+\.gguf$", description="a model's GGUF file; relative to the recipe file")
+    weight: Weight = 1.0
+
+
 class BuiltinSource(Strict):
     """A corpus that ships with llmpipe and is generated on the spot."""
 
     builtin: Literal["storyworld"] = Field(description="storyworld: children's stories from a small grammar")
     rows: int | None = Field(None, gt=0, description="stories or conversations to generate")
+    style: Literal["pirate"] | None = Field(
+        None, exclude_if=lambda style: style is None, description="who tells them: pirate; plain when left out"
+    )
     weight: Weight = 1.0
 
 
@@ -110,7 +120,7 @@ class FunctionSource(Strict):
     weight: float = Field(1.0, description="what its score is multiplied by")
 
 
-SOURCE_KEYS = ("stage", "path", "hub", "builtin", "function", "size", "arch")
+SOURCE_KEYS = ("stage", "path", "hub", "gguf", "builtin", "function", "size", "arch")
 
 
 def source_key(value: Any) -> str | None:
@@ -144,11 +154,14 @@ DataSource = Annotated[
     bare_name,
 ]
 FolderSource = Annotated[
-    Annotated[StageSource, Tag("stage")] | Annotated[PathSource, Tag("path")] | Annotated[HubSource, Tag("hub")],
+    Annotated[StageSource, Tag("stage")]
+    | Annotated[PathSource, Tag("path")]
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[GgufSource, Tag("gguf")],
     Discriminator(source_key),
     bare_name,
 ]
-"""A folder in the Hugging Face format: a model or a tokenizer."""
+"""A folder in the Hugging Face format, a model or a tokenizer; or a GGUF file, which becomes one."""
 
 RewardSource = Annotated[
     Annotated[StageSource, Tag("stage")]
@@ -160,7 +173,7 @@ RewardSource = Annotated[
 ]
 """What scores an answer: a reward model, or a function."""
 
-AnySource = StageSource | PathSource | HubSource | BuiltinSource | FunctionSource
+AnySource = StageSource | PathSource | HubSource | GgufSource | BuiltinSource | FunctionSource
 
 
 def _as_list(value: Any) -> Any:

@@ -63,7 +63,9 @@ def _stage_command(kind: str) -> Callable[..., None]:
         name: Annotated[str | None, typer.Option("--name", help="Name of the stage; its kind when left out.")] = None,
         data: Data = None,
         model: Model = None,
-        tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Stage, folder or hub:ID.")] = None,
+        tokenizer: Annotated[
+            str | None, typer.Option("--tokenizer", help="Stage, folder, FILE.gguf or hub:ID.")
+        ] = None,
         reward: Rewards = None,
         set_: Set = None,
         force: Forced = False,
@@ -103,7 +105,7 @@ def rlhf(
     recipe: Annotated[str | None, typer.Argument(help="Recipe whose reward and rlhf-ppo stages to run.")] = None,
     run: RunDir = None,
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Where both begin: stage, folder or hub:ID.")
+        list[str] | None, typer.Option("--model", help="Where both begin: stage, folder, FILE.gguf or hub:ID.")
     ] = None,
     data: Annotated[
         list[str] | None, typer.Option("--data", help="Preferences: file, glob, stage, hub:ID or storyworld.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ LABELS = {
     "follows_share": "does what it is asked, unseen pairs",
     "well_formed_share": "tells a whole story",
     "happy_share": "ends happily",
+    "pirate_share": "talks like a pirate",
     "bits_per_byte": "bits per byte, held-out text",
     "held_out_accuracy": "prefers the better answer, held-out pairs",
     "chosen_likelier_share": "finds the better answer likelier, held-out pairs",
@@ -58,7 +59,8 @@ def show(run_dir: Path, worked: Sequence[str], *, all_names: Sequence[str]) -> N
     manifests = {name: manifest for name in all_names if (manifest := read_manifest(run_dir / name))}
     if not worked:
         console.say("everything is up to date")
-    changed = [row for name in worked if name in manifests for row in changes(name, manifests[name])]
+    there = [(name, manifests[name]) for name in worked if name in manifests]
+    changed = [row for name, manifest in there for row in changes(name, manifest, manifests.values())]
     if changed:
         console.say("\n  what each stage changed", style="bold")
         console.show(console.table(changed, header=("", "", "before", "after", ""), right=(2, 3)))
@@ -72,23 +74,48 @@ def show(run_dir: Path, worked: Sequence[str], *, all_names: Sequence[str]) -> N
         console.say(f"  {label:<7} {command}")
 
 
-def changes(name: str, manifest: Manifest) -> list[tuple[str, ...]]:
-    """List a stage's metrics that have a `_before` twin; bits per byte where there are some, else nats.
+def changes(name: str, manifest: Manifest, others: Iterable[Manifest] = ()) -> list[tuple[str, ...]]:
+    """List what a stage changed: the share that eval stages saw move most, its metrics that have a `_before` twin.
 
-    How far the model went from its reference stands beside the first one.
+    Bits per byte stand for nats, where there are some. How far the model went from its reference, or how much of it was
+    trained, stands beside the first one.
     """
     metrics = manifest.metrics
-    pairs = [key for key in metrics if metrics.get(f"{key}_before") is not None]
-    if "bits_per_byte" in pairs:
-        pairs.remove("held_out_loss")
+    found = [(key, metrics[f"{key}_before"], metrics[key]) for key in metrics if f"{key}_before" in metrics]
+    found = [change for change in found if change[1] is not None]
+    if "bits_per_byte_before" in metrics:
+        found = [change for change in found if change[0] != "held_out_loss"]
+    found = [*most_moved(manifest, others), *found]
+    note = f"KL {console.number(metrics['kl'])} nats" if "kl" in metrics else ""
+    note = f"{100 * metrics['trained_share']:.2g}% trained" if "trained_share" in metrics else note
     rows: list[tuple[str, ...]] = []
-    for number, key in enumerate(pairs):
-        before, after = (console.number(metrics[which], key=key) for which in (f"{key}_before", key))
-        note = f"KL {console.number(metrics['kl'])} nats" if "kl" in metrics and number == 0 else ""
-        rows.append(("" if number else name, _label(key), before, after, note))
+    for number, (key, *values) in enumerate(found):
+        before, after = (console.number(value, key=key) for value in values)
+        rows.append(("" if number else name, _label(key), before, after, "" if number else note))
     if manifest.kind == "tokenizer":
         rows.append((name, "bytes per token (a byte is 1)", "1", console.number(metrics["bytes_per_token"]), ""))
     return rows
+
+
+def most_moved(model: Manifest, others: Iterable[Manifest]) -> list[tuple[str, float, float]]:
+    """Find the share that moved most from the model that a stage began from, where an eval stage measured both."""
+    began = [entry.source["stage"] for entry in model.inputs if entry.field == "model" and "stage" in entry.source]
+    found = [
+        (key, scores.metrics[before], value)
+        for scores in others
+        if measured(scores, model)
+        for name, value in scores.metrics.items()
+        for owner, _, key in (name.rpartition("."),)
+        for before in (f"{one}.{key}" for one in began)
+        if owner == model.name and key.endswith("_share") and scores.metrics.get(before, value) != value
+    ]
+    return [max(found, key=lambda change: abs(change[2] - change[1]))] if found else []
+
+
+def measured(scores: Manifest, model: Manifest) -> bool:
+    """Whether an eval stage measured this very model, and not one that a later run has replaced."""
+    is_newer = scores.kind == "eval" and model.started <= scores.started
+    return is_newer and any(entry.source.get("stage") == model.name for entry in scores.inputs)
 
 
 def _label(key: str) -> str:

@@ -159,9 +159,17 @@ def write_recipe(path: Path, like: str, *, as_json: bool) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is no folder; nothing was written", hint=f"mkdir -p {path.parent}")
     text = shipped[like].read_text(encoding="utf-8")
+    beside = sorted(set(re.findall(r"function: ([\w-]+\.py):", text)))
+    for name in beside:
+        if (path.parent / name).exists():
+            raise UsageError(f"{path.parent / name} is there already; nothing was written", hint="name another folder")
+    for name in beside:
+        write_text(path.parent / name, (shipped[like].parent / name).read_text(encoding="utf-8"))
     write_text(path, re.sub(r"^name: .*$", f"name: {name_from(path.stem)}", text, count=1, flags=re.MULTILINE))
     if as_json:
-        console.as_json({"written": str(path), "like": like})
+        console.as_json({"written": str(path), "like": like, "beside": [str(path.parent / name) for name in beside]})
         return
-    console.say(f"{path} is written, a copy of {like}")
-    console.say(f"  check  llmpipe plan {path}\n  run    llmpipe run {path}")
+    with_code = f", with {' and '.join(beside)}, which it runs" if beside else ""
+    console.say(f"{path} is written, a copy of {like}{with_code}")
+    allowed = " --allow-code" if beside else ""
+    console.say(f"  check  llmpipe plan {path}\n  run    llmpipe run {path}{allowed}")

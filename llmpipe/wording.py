@@ -67,6 +67,8 @@ def message_of(model: type[BaseModel], details: ErrorDetails) -> str:
         message = "must be a name of lower-case letters, digits, - and _, beginning with a letter"
     elif kind == "string_pattern_mismatch" and details["loc"][-1] == "function":
         message = "write a function as FILE.py:NAME"
+    elif kind == "string_pattern_mismatch" and details["loc"][-1] == "gguf":
+        message = "write a file that ends in .gguf"
     else:
         message = details["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{_TYPES.get(kind, message)}, not {shown_value(value)}"

@@ -44,7 +44,7 @@ def read_texts(sources: Sequence[AnySource], ctx: Context) -> Iterator[str]:
 
 def _texts(source: AnySource, ctx: Context) -> Iterator[str]:
     if isinstance(source, BuiltinSource):
-        return storyworld.corpus(stories=source.rows or STORIES, seed=ctx.seed)
+        return storyworld.corpus(stories=source.rows or STORIES, seed=ctx.seed, style=source.style)
     column = (source.columns or {}).get("text") if isinstance(source, PathSource | HubSource) else None
     return texts(_rows(source, ctx), column=column)
 
@@ -57,7 +57,7 @@ def read_conversations(sources: Sequence[AnySource], ctx: Context) -> Iterator[t
 
 def _conversations(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Conversation]]:
     if isinstance(source, BuiltinSource):
-        made = storyworld.instructions(rows=source.rows or STORY_CHATS, seed=ctx.seed)
+        made = storyworld.instructions(rows=source.rows or STORY_CHATS, seed=ctx.seed, style=source.style)
         return conversations(_story_rows(made), format="messages")
     return conversations(_rows(source, ctx), **_reading(source))
 
@@ -70,7 +70,7 @@ def read_preferences(sources: Sequence[AnySource], ctx: Context) -> Iterator[tup
 
 def _preferences(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Preference]]:
     if isinstance(source, BuiltinSource):
-        made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed)
+        made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed, style=source.style)
         return preferences(_story_rows(made), format="prompt-pairs")
     return preferences(_rows(source, ctx), **_reading(source))
 

@@ -8,8 +8,8 @@ So one corpus serves every stage of training, and :func:`judge` scores each of t
   small model to carry words from the top of a text into its story.
 * :func:`instructions` yields chats, :func:`preferences` a happy and a sad answer to the same prompt, and
   :func:`prompts` prompts alone. ``held_out=True`` draws from the animal-item pairs that no training row of
-  these three asks for.
-* :func:`judge` says whether a text is a story of the grammar, does what was asked, and ends happily.
+  these three asks for. ``style="pirate"`` has a pirate tell the stories; the requests are the same.
+* :func:`judge` says whether a text is a story of the grammar, does what was asked, ends happily, and in which style.
 
 Everything is a function of its arguments: the same seed gives the same rows on every machine.
 
@@ -28,9 +28,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice, product
+from typing import Literal
+
+from llmpipe.data import pirate
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 Row = dict[str, list[Message]]  # one training row, its messages by column
+Style = Literal["pirate"] | None  # None for plain stories
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -124,12 +128,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What :func:`judge` found in one story."""
+    """What :func:`judge` found in one story; in a pirate's, of the plain story behind it."""
 
     well_formed: bool  # follows the grammar from the first word to the last full stop
     mentions_animal: bool  # the requested animal occurs as a word
     mentions_item: bool  # the requested item occurs as a word
     happy: bool  # the last sentence is a happy ending
+    pirate: bool = False  # told by a pirate from the first word to the last
 
     @property
     def follows(self) -> bool:
@@ -152,7 +157,7 @@ def held_out_requests() -> frozenset[Request]:
     )
 
 
-def corpus(*, stories: int, seed: int) -> Iterator[str]:
+def corpus(*, stories: int, seed: int, style: Style = None) -> Iterator[str]:
     """Yield ``stories`` pretraining documents, about four fifths of them a title line and a story.
 
     Held-out pairs occur here as well: what is held out is being asked for them.
@@ -161,18 +166,19 @@ def corpus(*, stories: int, seed: int) -> Iterator[str]:
     requests = all_requests()
     for _ in range(stories):
         request = rng.choice(requests)
-        story = _story(request, rng, happy=_coin(rng))
+        story = _told(_story(request, rng, happy=_coin(rng)), style)
         yield f"{request.title}\n{story}" if rng.random() < TITLED_SHARE else story
 
 
-def instructions(*, rows: int, seed: int, held_out: bool = False) -> Iterator[Row]:
+def instructions(*, rows: int, seed: int, held_out: bool = False, style: Style = None) -> Iterator[Row]:
     """Yield ``rows`` chats of a request and a story that follows it: ``{"messages": [user, assistant]}``."""
     rng = random.Random(seed)
     for request in islice(_requests(rng, held_out), rows):
-        yield {"messages": [_ask(request, rng), _answer(_story(request, rng, happy=_coin(rng)))]}
+        prompt, story = _ask(request, rng), _story(request, rng, happy=_coin(rng))
+        yield {"messages": [prompt, _answer(story, style)]}
 
 
-def preferences(*, rows: int, seed: int, held_out: bool = False) -> Iterator[Row]:
+def preferences(*, rows: int, seed: int, held_out: bool = False, style: Style = None) -> Iterator[Row]:
     """Yield ``rows`` pairs of answers to one request: ``{"prompt": ..., "chosen": ..., "rejected": ...}``.
 
     The chosen story ends happily, the rejected one sadly; up to its last sentence they are the same story, so
@@ -184,7 +190,7 @@ def preferences(*, rows: int, seed: int, held_out: bool = False) -> Iterator[Row
         slots = _draw_slots(request, rng)
         body = _body(slots, rng)
         chosen, rejected = (f"{body} {_ending(slots, rng, happy=happy)}" for happy in (True, False))
-        yield {"prompt": [prompt], "chosen": [_answer(chosen)], "rejected": [_answer(rejected)]}
+        yield {"prompt": [prompt], "chosen": [_answer(chosen, style)], "rejected": [_answer(rejected, style)]}
 
 
 def prompts(*, rows: int, seed: int, held_out: bool = False) -> Iterator[Row]:
@@ -202,12 +208,14 @@ def request_of(prompt: str) -> Request | None:
 
 def judge(request: Request, story: str) -> Verdict:
     """Judge any text as an answer to the request; what does not hold is False, garbage included."""
-    sentences = re.split(r"(?<=\.) ", story)
+    told = pirate.plain(story)
+    sentences = re.split(r"(?<=\.) ", story if told is None else told)
     return Verdict(
         well_formed=_is_well_formed(sentences),
         mentions_animal=_mentions(story, request.animal),
         mentions_item=_mentions(story, request.item),
         happy=_parse(sentences[-1], HAPPY_ENDINGS) is not None,
+        pirate=told is not None,
     )
 
 
@@ -228,8 +236,12 @@ def _ask(request: Request, rng: random.Random) -> Message:
     return {"role": "user", "content": _render(rng.choice(PHRASINGS), request._slots)}
 
 
-def _answer(story: str) -> Message:
-    return {"role": "assistant", "content": story}
+def _answer(story: str, style: Style) -> Message:
+    return {"role": "assistant", "content": _told(story, style)}
+
+
+def _told(story: str, style: Style) -> str:
+    return pirate.tell(story) if style == "pirate" else story
 
 
 def _story(request: Request, rng: random.Random, *, happy: bool) -> str:

@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from llmpipe.context import Context, Result
-from llmpipe.settings import Accepts, AnySource, Artifact, Count, DataSources, FolderSources, StageSettings, StageSource
+from llmpipe.settings import (
+    Accepts,
+    AnySource,
+    Artifact,
+    Count,
+    DataSources,
+    FolderSources,
+    StageSettings,
+    StageSource,
+    source_key,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 
 Suite = Literal["perplexity", "samples", "storyworld"]
 
@@ -86,10 +96,10 @@ def run(settings: Settings, ctx: Context) -> Result:
 
 
 def labels(sources: Sequence[AnySource]) -> list[str]:
-    """Name the models in the table: a folder by its last part, or by its whole path where that part is not unique."""
-    data = [source.model_dump() for source in sources]
-    long = [str(entry.get("stage") or entry.get("hub") or entry.get("path")) for entry in data]
-    short = [Path(name).name if "path" in entry else name for name, entry in zip(long, data, strict=True)]
+    """Name the models in the table: a folder or file by its last part, or by its whole path where several have it."""
+    kinds = [str(source_key(source)) for source in sources]
+    long = [str(source.model_dump()[kind]) for source, kind in zip(sources, kinds, strict=True)]
+    short = [Path(name).name if kind in ("path", "gguf") else name for name, kind in zip(long, kinds, strict=True)]
     return [name if short.count(name) == 1 else whole for name, whole in zip(short, long, strict=True)]
 
 
@@ -149,6 +159,7 @@ def judge_stories(
         "follows_share": sum(verdict.follows for verdict in verdicts) / len(verdicts),
         "well_formed_share": sum(verdict.well_formed for verdict in verdicts) / len(verdicts),
         "happy_share": sum(verdict.happy for verdict in verdicts) / len(verdicts),
+        "pirate_share": sum(verdict.pirate for verdict in verdicts) / len(verdicts),
     }
 
 

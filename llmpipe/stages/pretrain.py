@@ -22,6 +22,7 @@ from llmpipe.settings import (
     Count,
     DataSources,
     FolderSource,
+    GgufSource,
     HubSource,
     Passthrough,
     PathSource,
@@ -83,7 +84,8 @@ Model = Annotated[
     | Annotated[BuiltModel, Tag("arch")]
     | Annotated[StageSource, Tag("stage")]
     | Annotated[PathSource, Tag("path")]
-    | Annotated[HubSource, Tag("hub")],
+    | Annotated[HubSource, Tag("hub")]
+    | Annotated[GgufSource, Tag("gguf")],
     Discriminator(source_key),
     bare_name,
 ]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llmpipe.artifact import Gate
+    from llmpipe.training.ppo.one_base import OneBase
     from llmpipe.training.ppo.trainer import PPOTrainer
 
 VERSION = 1
@@ -126,7 +127,7 @@ class Settings(TrainingSettings):
         64, gt=0, description="answers to held-out prompts at an evaluation, several to each where they are few"
     )
     lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
-        None, description="train adapters; policy, value and reference then share one base"
+        None, description="train adapters; policy, value, reference, and reward models on it, then share one base"
     )
     quantize: adapter_options.Quantize = None
     trainer: Annotated[dict[str, Any], Passthrough("transformers.TrainingArguments", ROLLOUTS_RESERVED)] = Field(
@@ -166,8 +167,8 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import set_seed
 
     from llmpipe.artifact import write_json
-    from llmpipe.training import adapters, flow, models, quantized
-    from llmpipe.training.ppo import parts, shared
+    from llmpipe.training import adapters, flow, lora, models, quantized
+    from llmpipe.training.ppo import one_base, parts, shared
 
     assert settings.model is not None
     set_seed(ctx.seed)
@@ -177,9 +178,12 @@ def run(settings: Settings, ctx: Context) -> Result:
     models.set_dropout(policy, 0.0, None)
     ends = parts.end_ids(policy, tokenizer, settings.rollout.stop)
     policy.generation_config.eos_token_id = list(ends)
+    base = None
     if settings.lora is not None:
         policy = shared.attach(policy, settings.lora, begun.folder, value=settings.value_model == "separate")
-    trainer, facts = prepare(settings, ctx, policy, tokenizer, ends)
+        under = lora.written(begun, settings.model, ctx, ctx.output("adapter"))
+        base = one_base.OneBase(policy, tokenizer, under)
+    trainer, facts = prepare(settings, ctx, policy, tokenizer, ends, base)
     ctx.explain(
         f"PPO has the model answer {settings.rollout.samples} prompts at a time, {settings.rollouts} times, scores the "
         "answers, and makes what scored higher likelier; every nat away from where it began costs "
@@ -202,8 +206,9 @@ def prepare(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     ends: tuple[int, ...],
+    base: OneBase | None = None,
 ) -> tuple[PPOTrainer, dict[str, Any]]:
-    """Put the trainer together; returns it with counts of what was read."""
+    """Put the trainer together, with reward models on the policy's `base` where they belong; returns it with counts."""
     from transformers import TrainingArguments
 
     from llmpipe.training import arguments
@@ -212,7 +217,7 @@ def prepare(
     from llmpipe.training.ppo.trainer import PPOTrainer
 
     assert settings.data is not None and settings.reward is not None
-    judged_by = judges.load(settings.reward, ctx)
+    judged_by = judges.load(settings.reward, ctx, base)
     if settings.chat:
         judges.adopt_template(tokenizer, judged_by, ctx)
     chat = settings.chat and tokenizer.chat_template is not None

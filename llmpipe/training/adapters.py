@@ -1,6 +1,6 @@
 """Adapters as artifacts: a folder with an adapter's weights, and the model under it, found by the run's own edges.
 
-`adapter_config.json` names the base by its stage, its hub id or its folder's last part, never by a path of this
+`adapter_config.json` names the base by its stage, its hub id or the last part of its path, never by a path of this
 machine (`chat+adapter` is the model `chat` with its own adapter merged); where the base lies is in the manifest of the
 stage that made the adapter. Adapters that were made elsewhere name a hub id or a folder, and that is taken.
 """
@@ -28,9 +28,9 @@ from llmpipe.artifact import Gate, read_json, read_manifest
 from llmpipe.context import Context
 from llmpipe.data.hub import revision_of
 from llmpipe.errors import Problem, StageError
-from llmpipe.settings import AnySource, FolderSource, HubSource, PathSource, StageSource
+from llmpipe.settings import AnySource, FolderSource, GgufSource, HubSource, PathSource, StageSource
 from llmpipe.training import models, quantized
-from llmpipe.training.ppo.shared import POLICY
+from llmpipe.training.ppo.shared import POLICY, is_base_unchanged
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -85,7 +85,7 @@ def _adapter(folder: Path, ctx: Context) -> Adapter:
     manifest = read_manifest(folder.parent) if folder.name == "adapter" else None
     if manifest is None:
         return Adapter(folder, _base_elsewhere(folder, named, config.get("revision")), ctx)
-    inside = replace(ctx, run_dir=folder.parent.parent)
+    inside = replace(ctx, run_dir=folder.parent.parent, step=manifest)
     for entry in manifest.inputs:
         if entry.field != "model":
             continue
@@ -106,11 +106,13 @@ def _base_elsewhere(folder: Path, named: str | None, revision: str | None) -> An
         for place in (folder / named, Path(named)):
             if place.is_dir():
                 return PathSource.model_validate({"path": str(place)})
+            if place.is_file() and place.suffix.lower() == ".gguf":
+                return GgufSource.model_validate({"gguf": str(place)})
         if re.fullmatch(HUB_ID, named):
             return HubSource.model_validate({"hub": named, "revision": revision})
     raise StageError(
         Problem(f"the model under this adapter is not here: {named or 'none is named'}", where=str(folder / CONFIG)),
-        hint='set "base_model_name_or_path" in it to a hub id, or to a folder',
+        hint='set "base_model_name_or_path" in it to a hub id, a folder or a GGUF file',
     )
 
 
@@ -118,7 +120,9 @@ def label(source: AnySource) -> str:
     """Name a model without a path of this machine."""
     if isinstance(source, StageSource):
         return source.stage
-    return source.hub if isinstance(source, HubSource) else Path(source.path).name  # type: ignore[union-attr]
+    if isinstance(source, HubSource):
+        return source.hub
+    return Path(source.gguf if isinstance(source, GgufSource) else source.path).name  # type: ignore[union-attr]
 
 
 def load_base(
@@ -237,13 +241,18 @@ def save_policy(policy: PreTrainedModel | PeftModel, begun: Beginning, folder: P
 
 
 def gates(policy: PreTrainedModel | PeftModel) -> list[Gate]:
-    """Check that a later stage, which merges the adapter, gets the model that was trained."""
+    """Check that the base is what it was, and that a later stage, which merges the adapter, gets what was trained."""
     if not isinstance(policy, PeftModel):
         return []
+    unchanged = Gate(  # checked first: to see whether it merges leaves the base changed by rounding
+        name="base-unchanged",
+        passed=is_base_unchanged(policy),
+        why="the model without its adapter has to answer as before, and others train and use it too",
+    )
     if quantized.is_quantized(policy):
-        return [quantized.gate(policy)]
+        return [unchanged, quantized.gate(policy)]
     why = "a later stage adds the adapter to the model's weights, and has to get what was trained"
-    return [Gate(name="adapter-merges", passed=merges(policy), why=why)]
+    return [unchanged, Gate(name="adapter-merges", passed=merges(policy), why=why)]
 
 
 def save(policy: PeftModel, folder: Path, *, base: str | None = None, revision: str | None = None) -> None:

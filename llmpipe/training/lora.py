@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from llmpipe.context import Context
 from llmpipe.errors import StageError
+from llmpipe.settings import AnySource
 from llmpipe.training import adapters
 from llmpipe.training.ppo.shared import put
 
@@ -54,6 +55,31 @@ def adapt(begun: adapters.Beginning, lora: dict[str, Any], ctx: Context, *, toke
         f"{counted['trained_parameters']:,} parameters are trained, {counted['trained_share']:.2%} of the model's"
     )
     return model
+
+
+def written(begun: adapters.Beginning, source: AnySource, ctx: Context, folder: Path) -> adapters.Adapter:
+    """Return the adapter that was trained on a beginning, with where its base comes from, before a manifest says so.
+
+    `source`: of the stage's model, which is the base, or an adapter that was trained further on its own.
+    """
+    older = adapters.find(source, ctx) if begun.folder is not None else None
+    return adapters.Adapter(folder, older.base, older.ctx) if older else adapters.Adapter(folder, source, ctx)
+
+
+def refuse_output_layer(model: PreTrainedModel, lora: dict[str, Any]) -> None:
+    """Refuse to train an adapter on the layer that a reward model does without.
+
+    Raises:
+        StageError: `target_modules` names a causal model's output layer.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    if "target_modules" in lora and names[model.get_output_embeddings()] in adapters.targeted(
+        model, lora["target_modules"]
+    ):
+        raise StageError(
+            "lora.target_modules names the output layer, which a reward model does not have",
+            hint="target_modules: all-linear",
+        )
 
 
 def _layers_of_tokens(model: PreTrainedModel) -> list[str]:

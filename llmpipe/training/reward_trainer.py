@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,47 +12,17 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 from torch.utils.data import Sampler
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trl import RewardConfig, RewardTrainer
 
-from llmpipe.errors import StageError
+from llmpipe.artifact import Gate
+from llmpipe.context import Context
+from llmpipe.settings import AnySource, PathSource
+from llmpipe.training import adapters, lora, reward_model
 from llmpipe.training.flow import Measured
 from llmpipe.training.pairs import Pair, PairCollator, columns_of
 from llmpipe.training.reward_model import RewardModel
 
 BATCHES_TO_SORT = 16
-
-
-def classifier(model: PreTrainedModel, criteria: Sequence[str]) -> PreTrainedModel:
-    """Turn a causal model into a sequence classifier on the same weights, with a head for each criterion.
-
-    The heads begin at zero, so that the untrained model prefers nothing, whatever the seed.
-
-    Raises:
-        StageError: transformers has no such classifier for the architecture.
-    """
-    config = copy.deepcopy(model.config)
-    config.id2label = dict(enumerate(criteria))
-    config.label2id = {name: head for head, name in config.id2label.items()}
-    refused = StageError(
-        f"{config.model_type} cannot become a reward model: transformers has no classifier with a score head for it",
-        hint="begin from another architecture, such as llama, qwen3 or gpt2",
-    )
-    try:
-        with torch.device("meta"):  # the weights are the model's own
-            made = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as error:
-        raise refused from error
-    if type(made.base_model) is not type(model.base_model) or not isinstance(
-        getattr(made, "score", None), torch.nn.Linear
-    ):
-        raise refused
-    setattr(made, made.base_model_prefix, model.base_model)
-    made.score = torch.nn.Linear(made.score.in_features, len(criteria), bias=False)
-    torch.nn.init.zeros_(made.score.weight)
-    if any(tensor.is_meta for tensor in chain(made.parameters(), made.buffers())):
-        raise refused
-    return made
 
 
 def pair_losses(difference: torch.Tensor, margin: torch.Tensor | None) -> torch.Tensor:
@@ -97,7 +67,7 @@ class LikeLengths(Sampler[int]):
         yield from chain.from_iterable(short)
 
 
-class PreferenceTrainer(Measured, RewardTrainer):
+class PreferenceTrainer(lora.OnlyTrained, Measured, RewardTrainer):
     """RewardTrainer on pairs of ids; each pair is learned by the head of its own criterion alone."""
 
     def __init__(
@@ -189,3 +159,46 @@ class PreferenceTrainer(Measured, RewardTrainer):
         if args.world_size > 1:
             dist.all_reduce(total)
         return float(total[0] / total[2]), float(total[1] / total[2])
+
+
+def reloaded(folder: Path, begun: adapters.Beginning, source: AnySource, ctx: Context) -> RewardModel:
+    """Load a reward model that was just written to a folder, before a manifest says what is under its adapter.
+
+    `source`: of the model that it began from.
+    """
+    written = PathSource(path=str(folder), format=None)
+    if (folder / adapters.CONFIG).is_file():
+        return reward_model.merged(lora.written(begun, source, ctx, folder), written, ctx)
+    return reward_model.load(written, ctx)
+
+
+def gates(
+    reward: RewardModel, again: RewardModel, train: Sequence[Pair], held_out: Sequence[Pair], *, context: int
+) -> list[Gate]:
+    """Check what makes rewards that mean nothing to the stage that uses them; `again` is what was saved."""
+    end = reward.format.end_token_id
+    probes = [answer for pair in (held_out or train)[:8] for answer in (pair.chosen, pair.rejected)]
+    again.model.to(reward.model.device)
+    answers = [answer for pair in train for answer in (pair.chosen, pair.rejected)]
+    return [
+        Gate(
+            name="head-reloads",
+            passed=adapters.near(reward.scores(probes), again.scores(probes)) and again.format == reward.format,
+            why="a head that is not saved gives random rewards",
+        ),
+        Gate(
+            name="pad-is-not-end",
+            passed=reward.tokenizer.pad_token_id != end,
+            why="the reward is read at the last token that is not padding, which must be the end",
+        ),
+        Gate(
+            name="answers-end",
+            passed=all(answer[-1] == end or len(answer) == context for answer in answers),
+            why="an answer without its end token looks like one that was cut off",
+        ),
+        Gate(
+            name="every-head-learns",
+            passed={pair.head for pair in train} == set(range(len(reward.format.criteria))),
+            why="a head that no pair trains stays at zero",
+        ),
+    ]

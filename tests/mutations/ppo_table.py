@@ -21,10 +21,12 @@ PPO = "llmpipe/training/ppo/"
 CORE, MODEL, TRAINER = f"{PPO}core.py", f"{PPO}policy_value.py", f"{PPO}trainer.py"
 EXPERIENCE, ROLLOUT, SCORING = f"{PPO}experience.py", f"{PPO}rollout.py", f"{PPO}scoring.py"
 CHECKPOINT, PARTS, DIAGNOSIS = f"{PPO}checkpoint.py", f"{PPO}parts.py", f"{PPO}diagnosis.py"
+ONE_BASE, SHARED = f"{PPO}one_base.py", f"{PPO}shared.py"
 HELD_OUT, PROMPTS, STAGE = f"{PPO}held_out.py", f"{PPO}prompts.py", "llmpipe/stages/rlhf_ppo.py"
 
 BY_HAND, READING, SAMPLING = "stages/test_ppo_core.py", "stages/test_ppo_model.py", "stages/test_ppo_rollout.py"
 STEPS, RUNS, RESUME = "stages/test_ppo_trainer.py", "stages/test_ppo_runs.py", "stages/test_ppo_resume.py"
+ROLES = "stages/test_one_base.py"
 WORDS, MISTAKES = "unit/test_ppo_diagnosis.py", "stages/test_ppo_bad_input.py"
 BANDIT, TREE = "stages/test_ppo_optima.py -k bandit", "stages/test_ppo_optima.py -k tree"
 
@@ -100,6 +102,10 @@ ITEMS = [
     ("16", "values a token too late", MODEL, "self.head(hidden[predicting])", "self.head(hidden.roll(-1, 1)[predicting])", READING),
     ("17", "value head begins at 0", MODEL, "head.weight.copy_(weights[None] @ score.weight)", "pass", READING),
     ("17", "value head without the shift", MODEL, "head.bias.sub_(mean).div_(deviation)", "head.bias.div_(deviation)", READING),
+    ("17", "values begin beside the reward's adapter", PARTS, "judge.lend_to_value()", "pass", f"{ROLES} -k value_begins"),
+    ("17", "values of adapters begin at 0", PARTS, "head = head_of_scores(judge.score, torch.tensor(source.weights))", "pass", f"{ROLES} -k value_begins"),
+    ("17", "values begin on another base", PARTS, "settings.lora is None or isinstance(only.model.model, RewardAdapter)", "True", f"{ROLES} -k its_own"),
+    ("18", "dropout of a reward's adapter", "llmpipe/training/reward_model.py", "config.modules_to_save, config.lora_dropout = \"CAUSAL_LM\", None, 0.0", "config.modules_to_save = \"CAUSAL_LM\", None", f"{ROLES} -k scores_as"),
     ("18", "dropout of the policy", STAGE, "models.set_dropout(policy, 0.0, None)", "pass", f"{RESUME} -k plain_model"),
     ("18", "dropout of the values", PARTS, "set_dropout(copied, 0.0, None)", "pass", READING),
     ("18", "dropout of attention", "llmpipe/training/models.py", 'for name in ("dropout", "attention_dropout", "activation_dropout"):', "for name in ():", READING),
@@ -141,6 +147,12 @@ ITEMS = [
     ("28", "sampling moves the generator", ROLLOUT, "with torch.random.fork_rng(devices):", "with contextmanager(lambda: (yield))():", SAMPLING),
     ("29", "the reference is the policy", MODEL, "= deepcopy(policy).eval()", "= policy.eval()", READING),
     ("29", "any reference is taken", CHECKPOINT, 'if found["reference"] != self.collector.reference.fingerprint:', "if False:", RESUME),
+    ("29", "a reward's adapter may move", SHARED, "if name not in trained)", "if name not in trained and '.reward0.' not in name)", f"{ROLES} -k noticed"),
+    ("29", "rewards are read as the policy", SHARED, "with using(policy, self.adapter):", "with using(policy, POLICY):", f"{ROLES} -k scores_as"),
+    ("29", "the active adapter stays another", SHARED, "        model.set_adapter(POLICY)\n        for", "        for", f"{ROLES} -k scores_as"),
+    ("29", "any base will do", ONE_BASE, "_place(adapter) != _place(self.under)", "False", f"{ROLES} -k its_own"),
+    ("29", "any vocabulary will do", ONE_BASE, "and vocabulary_of(tokenizer) == vocabulary_of(self.tokenizer)", "", f"{ROLES} -k its_own"),
+    ("29", "any adapter will do", ONE_BASE, "if parts.is_plain and", "if", f"{ROLES} -k its_own"),
     ("30", "unscored answers are learned from", EXPERIENCE, "kept = [answer.ids if ok else []", "kept = [answer.ids if ok or True else []", SAMPLING),
     ("30", "an infinite reward is the bound", SCORING, "total = total.where(total.isfinite(), math.nan)", "total = total.where(~total.isnan(), math.nan)", SAMPLING),
     ("30", "unscored answers in the scale", SCORING, "core.moments(total[total.isfinite()])", "core.moments(total)", SAMPLING),

@@ -97,7 +97,7 @@ def test_an_adapter_without_its_base_says_so(elsewhere: tuple[Path, torch.Tensor
     with pytest.raises(StageError, match="the model under this adapter is not here") as caught:
         models.load(PathSource(path=str(elsewhere[0]), weight=1.0), ctx)
     assert "adapter_config.json" in str(caught.value)
-    assert "hub id, or to a folder" in str(caught.value.hint)
+    assert "hub id, a folder or a GGUF file" in str(caught.value.hint)
 
 
 def test_an_adapter_of_another_model_says_so(
@@ -300,7 +300,7 @@ def test_a_recipe_makes_an_adapter_and_measures_it(
     made = read_manifest(run / "ppo")
     assert made is not None and "adapter/adapter_model.safetensors" in made.outputs
     assert not (run / "ppo" / "model").exists()
-    assert {gate.name for gate in made.gates} >= {"reference-unchanged", "adapter-merges"}
+    assert {gate.name for gate in made.gates} >= {"reference-unchanged", "base-unchanged", "adapter-merges"}
     bases = [
         read_json(run / name / "adapter" / "adapter_config.json")["base_model_name_or_path"] for name in ("ppo", "more")
     ]

@@ -64,9 +64,10 @@ def test_scores(run: Path) -> None:
     for name, entry in scores["models"].items():
         assert set(entry) == {
             *("perplexity", "bits_per_byte", "nats_per_character", "tokens"),
-            *("follows_share", "well_formed_share", "happy_share", "samples"),
+            *("follows_share", "well_formed_share", "happy_share", "pirate_share", "samples"),
         }
         assert all(0 <= entry[f"{share}_share"] <= 1 for share in ("follows", "well_formed", "happy"))
+        assert entry["pirate_share"] == 0
         assert len(entry["samples"]) == len(scores["prompts"]) == 1
         assert manifest.metrics[f"{name}.perplexity"] == entry["perplexity"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(run: Path, stage: str, to: Path, capsys: pytest.CaptureFixture[str], **flags: Any) -> dict[str, Any]:
     """Export and return what `--json` says."""
     capsys.readouterr()
-    export(run, stage, to, **{"force": False, "gguf": None, "as_json": True, **flags})
-    said: dict[str, Any] = json.loads(capsys.readouterr().out)
+    said = asdict(export(run, stage, to, **{"force": False, "gguf": None, **flags}))
+    assert capsys.readouterr().out == ""
     return said
 
 
@@ -150,7 +151,7 @@ def test_a_reward_model_keeps_its_format(run: Path, tmp_path: Path, capsys: pyte
 
 def test_gguf_of_a_reward_model_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--gguf writes models that answer, and judge scores answers"):
-        export(run, "judge", tmp_path / "out", force=False, gguf="F32", as_json=False)
+        export(run, "judge", tmp_path / "out", force=False, gguf="F32")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,7 +176,7 @@ def test_a_failed_export_leaves_nothing(run: Path, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(models, "save", full)
     with pytest.raises(StageError, match="there is no room to write"):
-        export(run, "base", tmp_path / "out", force=False, gguf="F32", as_json=False)
+        export(run, "base", tmp_path / "out", force=False, gguf="F32")
     assert list(tmp_path.iterdir()) == []
 
 

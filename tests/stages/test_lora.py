@@ -16,7 +16,8 @@ from llmpipe.artifact import read_json, read_manifest
 from llmpipe.context import Context
 from llmpipe.errors import StageError, StoppedError
 from llmpipe.settings import PathSource
-from llmpipe.training import models
+from llmpipe.training import adapters, flow, models
+from llmpipe.training.ppo import shared
 from tests.stages.test_adapters import manifest
 from tests.stages.tiny import context_for, probed, run_recipe, run_stage, stop_after
 
@@ -84,6 +85,37 @@ def test_the_base_stays_and_the_merged_model_is_the_trained_one(
     torch.testing.assert_close(probed(again), wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_without_its_adapter_the_model_answers_as_before_to_the_bit(
+    adapter: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[torch.Tensor] = []
+
+    def without(policy: Any, *_: Any) -> None:
+        with shared.using(policy, None):
+            answers.append(probed(policy))
+
+    monkeypatch.setattr(adapters, "save_policy", without)
+    run_stage("lora", settings | {"lora": {"r": 4, **ADAPTERS[adapter]}}, context_for(tmp_path))
+    assert torch.equal(answers[0], probed(AutoModelForCausalLM.from_pretrained(tmp_path / "m")))
+
+
+def test_a_base_that_moved_by_one_bit_fails_its_gate(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = flow.fit
+
+    def careless(trainer: Any, *given: Any) -> dict[str, Any]:
+        metrics = fit(trainer, *given)
+        weight = trainer.model.get_base_model().model.norm.weight.data
+        weight[0] = torch.nextafter(weight[0], weight[0] + 1)
+        return metrics
+
+    monkeypatch.setattr(flow, "fit", careless)
+    result = run_stage("lora", settings, context_for(tmp_path))
+    assert [gate.name for gate in result.gates if not gate.passed] == ["base-unchanged"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_special_tokens_of_the_conversations_are_learned(
     tied: bool, make_model: Any, tokenizer: Any, tmp_path: Path
@@ -133,7 +165,7 @@ def test_what_is_trained_is_said_and_counted(settings: dict[str, Any], tmp_path:
     assert f"{line}{count:,} parameters are trained, {count / base:.2%} of the model's" in said(ctx)
     rates = [json.loads(line).get("learning_rate") for line in (ctx.dir / "metrics.jsonl").read_text().splitlines()]
     assert {rate for rate in rates if rate is not None} == {2e-4}
-    assert {gate.name for gate in result.gates} >= {"end-is-learned", "adapter-merges"}
+    assert {gate.name for gate in result.gates} >= {"end-is-learned", "base-unchanged", "adapter-merges"}
     assert all(gate.passed for gate in result.gates)
     assert read_json(tmp_path / "x" / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "m"
 

@@ -157,7 +157,7 @@ def scorer_of(heads: int) -> ModelScorer:
 def test_a_value_network_begins_as_its_reward_model(heads: int) -> None:
     """Item 17: at an answer's last token it gives the reward, on the scale that rewards are brought to."""
     scorer = scorer_of(heads)
-    network = parts.value_network(model_of("llama"), [scorer])
+    network = parts.value_network(model_of("llama"), scorer)
     rewards = Rewards([scorer], clip=None)
     answers = Generate((END,), PAD, 6, 1.0).sample(model_of("llama"), PROMPTS, seed=0)
     components = rewards.components([Asked(None, ids) for ids in PROMPTS], answers, [""] * 4)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def test_a_value_network_begins_as_its_reward_model(heads: int) -> None:
 
 
 def test_without_a_reward_model_values_begin_at_0() -> None:
-    network = parts.value_network(model_of("llama"), [])
+    network = parts.value_network(model_of("llama"), None)
     _, values = read(PolicyValue(model_of("llama"), network, temperature=1.0), joined([[2]], [[3, 4]], pad_id=PAD))
     assert not values[0].any()
 
@@ -190,7 +190,7 @@ def test_dropout_is_off_in_training_mode(arch: str, name: str) -> None:
 
 def test_dropout_of_a_reward_model_does_not_live_on_in_the_values() -> None:
     """Item 18."""
-    network = parts.value_network(model_of("llama"), [scorer_of(1)]).train()
+    network = parts.value_network(model_of("llama"), scorer_of(1)).train()
     ids = torch.tensor([PROMPTS[1]])
     assert torch.equal(network(ids, ids > 0), network(ids, ids > 0))
 

@@ -16,7 +16,8 @@ from llmpipe.errors import StageError
 from llmpipe.settings import TRAINER_RESERVED
 from llmpipe.stages.reward import RESERVED
 from llmpipe.training import reward_model
-from llmpipe.training.reward_trainer import LikeLengths, PreferenceTrainer, classifier
+from llmpipe.training.reward_model import classifier
+from llmpipe.training.reward_trainer import LikeLengths, PreferenceTrainer
 from tests.stages.preferred import encoded, reward_of
 
 SHAPES = {"opt": {"ffn_dim": 64, "word_embed_proj_dim": 32}, "qwen3": {"head_dim": 16, "num_key_value_heads": 2}}

@@ -48,6 +48,20 @@ def test_storyworld_prefers_happy_endings(ctx) -> None:
         assert ends == [True, False]
 
 
+def test_storyworld_told_by_a_pirate_asks_for_the_same(ctx) -> None:
+    options = {"rows": 40, "style": "pirate"}
+    told = [*read_texts(source(**options), ctx)]
+    told += [chat.messages[-1]["content"] for _, chat in read_conversations(source(**options), ctx)]
+    pairs = [pair for _, pair in read_preferences(source(**options), ctx)]
+    told += [side[0]["content"] for pair in pairs for side in (pair.chosen, pair.rejected)]
+    assert len(told) == 160
+    assert all("Ahoy!\n" in story and story.endswith("\nArr!") for story in told)
+    plain, again = (
+        [one.messages for _, one in read_prompts(source(**given), ctx)] for given in ({"rows": 40}, options)
+    )
+    assert plain == again
+
+
 @pytest.mark.parametrize(("weight", "least", "most"), [(2.0, 400, 400), (0.5, 70, 130), (2.5, 470, 530)])
 def test_weights(weight, least, most, ctx) -> None:
     plain = list(read_texts(source(rows=200), ctx))

@@ -252,7 +252,7 @@ def test_data_goes_to_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = json.loads(call(monkeypatch, "options", "sft", "packing", "--json").stdout)
     assert {"key", "type", "default", "help"} == set(rows[0])
     written = call(monkeypatch, "init", "mine.yaml", "--json")
-    assert json.loads(written.stdout) == {"written": "mine.yaml", "like": "quickstart"}
+    assert json.loads(written.stdout) == {"written": "mine.yaml", "like": "quickstart", "beside": []}
 
 
 def test_bad_data_in_a_stage_exits_5(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,8 @@ def test_every_other_key_of_every_stage_counts(place: Path) -> None:
         "tok": {"algorithm": "unigram", "vocab_size": "301", "special_tokens": "[a]", "chat_template": "x"},
         "base": {"context": "9", "batch_tokens": "9k", "micro_batch_tokens": "9", "precision": "fp32", "keep": "last"}
         | {"early_stopping": "2", "dropout": "0.2", "held_out": "{share: 0.2}", "trainer.optim": "sgd"},
-        "chat": {"packing": "false", "too_long": "truncate", "chat_template": "y", "context": "9", "data.rows": "5"},
+        "chat": {"packing": "false", "too_long": "truncate", "chat_template": "y", "context": "9", "data.rows": "5"}
+        | {"data.style": "pirate"},
         "scores": {"suites": "[samples]", "prompts": "[a]", "temperature": "0.5", "stories": "7", "add_bos": "false"},
     }
     before = plan(place)
@@ -106,6 +107,11 @@ def test_every_other_key_of_every_stage_counts(place: Path) -> None:
         for key, value in keys.items():
             after = plan(place, f"{name}.{key}={value}")[name]
             assert after.record.fingerprint != before[name].record.fingerprint, f"{name}.{key}"
+
+
+def test_plain_stories_are_what_they_were_before_there_was_a_style(place: Path) -> None:
+    """So that runs from that time stay up to date."""
+    assert plan(place)["chat"].record.inputs[-1].source == {"builtin": "storyworld", "rows": None, "weight": 1.0}
 
 
 def test_the_seed_counts_for_all(place: Path) -> None:

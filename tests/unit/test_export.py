@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     bits = {"bits_per_byte": 1.0, "bits_per_byte_before": 2.5, "held_out_loss": 1.0, "held_out_loss_before": 2.0}
     made(run, "base", "pretrain", texts, tok, hub, metrics=bits)
     rows = {"field": "data", "source": {"hub": "owner/rows", "revision": None, "split": "train"}}
-    stories = {"field": "data", "source": {"builtin": "storyworld", "rows": 2000}}
+    stories = {"field": "data", "source": {"builtin": "storyworld", "rows": 2000, "style": "pirate"}}
     made(run, "chat", "sft", base, rows, stories)
     measured = {"base.perplexity": 9.0, "chat.perplexity": 4.5, "chat.tokens": 100, "chat.happy_share": 0.5}
     models = [{"field": "models", "source": {"stage": name}} for name in ("base", "chat")]
@@ -58,7 +58,7 @@ def facts(**changed: Any) -> cards.Facts:
 
 def refused(run: Path, stage: str, to: Path, **flags: Any) -> LlmpipeError:
     with pytest.raises(LlmpipeError) as failure:
-        export.export(run, stage, to, **{"force": False, "gguf": None, "as_json": False, **flags})
+        export.export(run, stage, to, **{"force": False, "gguf": None, **flags})
     return failure.value
 
 
@@ -125,7 +125,7 @@ def test_a_card_says_where_a_model_comes_from(run: Path) -> None:
         r"| tok | data | te\|xts.txt | bbbbbbbbbbbb |",
         "| base | model | owner/small | cccccccccccc |",
         "| chat | data | owner/rows | dddddddddddd |",
-        "| chat | data | storyworld (ships with llmpipe, 2,000 rows) |  |",
+        "| chat | data | storyworld (ships with llmpipe, 2,000 rows, told by a pirate) |  |",
         "| base | bits per byte, held-out text | 2.5 | 1 |",
         "| scores | perplexity, held-out text | 4.5 |",
         "| scores | ends happily | 50% |",

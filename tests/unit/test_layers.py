@@ -17,6 +17,7 @@ LAYERS = [
     {"stage_commands"},
     {"flags"},
     {"pipeline"},
+    {"push"},
     {"export"},
     {"cards"},
     {"runner", "summary", "vocabulary", "doctor", "recipe_edit"},

@@ -90,6 +90,9 @@ stages:
         ("sft", "lora: {rank: 8}", "7:12: stages.tuned.lora.rank: not an option of LoraConfig"),
         ("sft", "lora: {modules_to_save: [lm_head]}", "is reserved: an adapter is trained here, and the model under"),
         ("sft", "lora: {init_lora_weights: pissa}", "is reserved: an adapter begins as nothing"),
+        ("reward", "lora: {lora_dropout: 0.1, use_dora: true}", None),
+        ("reward", "lora: {rank: 8}", "7:12: stages.tuned.lora.rank: not an option of LoraConfig"),
+        ("reward", "lora: {trainable_token_indices: [3]}", "is reserved: an adapter is trained here, and the model"),
         *((kind, "lora: {}\n    quantize: nf4", None) for kind in ("sft", "lora", "dpo", "kto")),
         *(
             (kind, "quantize: nf4", "quantize: nf4 is for the model under an adapter; add lora: {}")
@@ -120,6 +123,7 @@ def test_options_of_a_supervised_stage(folder: Path, kind: str, options: str, sa
         ("sft", {}, "causal-lm"),
         ("sft", {"lora": {}}, "adapter"),
         ("lora", {}, "adapter"),
+        ("reward", {"lora": {}}, "reward-model"),
         ("dpo", {}, "causal-lm"),
         ("dpo", {"lora": {}}, "adapter"),
         ("kto", {}, "causal-lm"),

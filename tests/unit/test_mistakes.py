@@ -102,6 +102,10 @@ MISTAKES = {
         "  scores: {kind: eval, models: [{hub: a/b}]}\n",
         ["3:3: stages.scores: perplexity needs text: name some with `data:`, or leave it out of `suites:`"],
     ),
+    "a style that nobody speaks": (
+        "  tok: {kind: tokenizer, data: {builtin: storyworld, style: pirat}}\n",
+        ["3:61: stages.tok.data.style: must be 'pirate', not 'pirat'"],
+    ),
     "two sources in one": (
         "  tok: {kind: tokenizer, data: {builtin: storyworld, path: x}}\n",
         [

@@ -159,6 +159,19 @@ def test_init_copies_a_recipe_under_its_new_name(name: str, tmp_path: Path) -> N
     assert changed == ["name: exp2"]
 
 
+def test_init_copies_what_a_recipe_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vocabulary.write_recipe(tmp_path / "sums.yaml", "grpo-gsm8k", as_json=False)
+    copied = (tmp_path / "gsm8k.py").read_text(encoding="utf-8")
+    assert copied == (SHIPPED["grpo-gsm8k"].parent / "gsm8k.py").read_text(encoding="utf-8")
+    said = capsys.readouterr().err
+    assert "a copy of grpo-gsm8k, with gsm8k.py, which it runs" in said
+    assert f"llmpipe run {tmp_path / 'sums.yaml'} --allow-code" in said.replace("\n", "")
+    with pytest.raises(UsageError) as caught:
+        vocabulary.write_recipe(tmp_path / "more.yaml", "grpo-gsm8k", as_json=False)
+    assert str(caught.value) == f"{tmp_path / 'gsm8k.py'} is there already; nothing was written"
+    assert not (tmp_path / "more.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("path", "like", "message", "hint"),
     [

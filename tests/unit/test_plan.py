@@ -100,6 +100,14 @@ def another(annotation: Any, value: Any) -> Any:
 KEYS = [(kind, key) for kind in stages.STAGES for key in stages.load(kind).Settings.model_fields if key != "kind"]
 
 
+@pytest.mark.parametrize("kind", stages.STAGES)
+def test_a_stage_reads_the_settings_that_a_plan_writes_down(place: Path, kind: str) -> None:
+    """With every default said, as a worker gets them."""
+    record = plan()[NAMES[kind]].record
+    settings = stages.load(kind).Settings.model_validate(json.loads(record.model_dump_json())["settings"])
+    assert settings.model_dump(mode="json") == record.settings
+
+
 def test_every_kind_is_in_the_table() -> None:
     assert set(NAMES) == set(stages.STAGES)
 

@@ -102,7 +102,7 @@ stages:
         "is reserved: the run directory decides where a stage writes; use --run",
         "r.yaml:17:53: stages.base.trainer.lerning_rate: "
         "not an option of TrainingArguments, did you mean learning_rate?",
-        "r.yaml:20:12: stages.chat.model: `builtin:` does not fit here; it may be stage, path or hub",
+        "r.yaml:20:12: stages.chat.model: `builtin:` does not fit here; it may be stage, path, hub or gguf",
         "r.yaml:21:42: stages.chat.data.0.weight: must be a finite number, not Infinity",
         "r.yaml:21:49: stages.chat.data.1: say where it comes from: "
         "{stage: NAME}, {path: FILE}, {hub: ID}, or just a stage's name",

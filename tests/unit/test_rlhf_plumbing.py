@@ -138,7 +138,7 @@ MISSING = {
         ),
         [
             "r.yaml:5:25: stages.judge.marign: unknown key, did you mean margin?",
-            "r.yaml:5:46: stages.judge.model: `size:` does not fit here; it may be stage, path or hub",
+            "r.yaml:5:46: stages.judge.model: `size:` does not fit here; it may be stage, path, hub or gguf",
         ],
     ),
     "functions alone": (

@@ -15,18 +15,20 @@ from llmpipe.errors import Problem, StageError
 from llmpipe.settings import AnySource, FunctionSource
 from llmpipe.training import reward_model
 from llmpipe.training.models import context_length
+from llmpipe.training.ppo.one_base import OneBase
 from llmpipe.training.ppo.scoring import FunctionScorer, Scorer, model_scorer
 from llmpipe.training.reward_model import RewardModel, vocabulary_of
 
 Judge = tuple[AnySource, RewardModel | Callable[..., Any]]
 
 
-def load(sources: Sequence[AnySource], ctx: Context) -> list[Judge]:
-    """Load reward models and import functions, each with the source that names it."""
+def load(sources: Sequence[AnySource], ctx: Context, base: OneBase | None = None) -> list[Judge]:
+    """Load reward models, on the policy's base where they belong, and functions, each with the source that names it."""
+    load_model = base.reward_model if base else reward_model.load
     return [
         (
             source,
-            load_function(source.function) if isinstance(source, FunctionSource) else reward_model.load(source, ctx),
+            load_function(source.function) if isinstance(source, FunctionSource) else load_model(source, ctx),
         )
         for source in sources
     ]

@@ -32,7 +32,7 @@ from llmpipe.training.ppo.policy_value import (
 )
 from llmpipe.training.ppo.rollout import Generate, Sampler
 from llmpipe.training.ppo.scoring import Asked, ModelScorer, Rewards, Scorer
-from llmpipe.training.ppo.shared import AdapterReference, ValueAdapter
+from llmpipe.training.ppo.shared import AdapterReference, RewardAdapter, ValueAdapter
 from llmpipe.training.ppo.trainer import Options
 from llmpipe.training.ppo.vllm import VLLM
 
@@ -155,8 +155,7 @@ def sampler(settings: Settings, ctx: Context, tokenizer: Tokenizer, ends: tuple[
 
 def options(settings: Settings, made: Sequence[Scorer], *, learning_rate: float) -> Options:
     """Return the numbers of the algorithm, with the defaults that depend on others."""
-    has_network = settings.value_model == "separate" and settings.lora is None
-    from_reward = has_network and value_source(made) is not None
+    from_reward = value_source(settings, made) is not None
     warmup = settings.value_warmup_rollouts
     return Options(
         samples=settings.rollout.samples,
@@ -199,10 +198,12 @@ def batches(settings: Settings, *, row_tokens: int) -> dict[str, Any]:
     }
 
 
-def value_source(made: Sequence[Scorer]) -> ModelScorer | None:
-    """Return the reward model that a value network can begin from: the only one, and of the policy's tokens."""
+def value_source(settings: Settings, made: Sequence[Scorer]) -> ModelScorer | None:
+    """Return the reward model that the value begins from: the only one, of the policy's tokens, and on its base."""
     only = made[0] if len(made) == 1 else None
-    return only if isinstance(only, ModelScorer) and only.same_tokens else None
+    if settings.value_model == "head" or not isinstance(only, ModelScorer) or not only.same_tokens:
+        return None
+    return only if settings.lora is None or isinstance(only.model.model, RewardAdapter) else None
 
 
 def value_of(
@@ -212,12 +213,18 @@ def value_of(
     head = zero_head(policy.config.hidden_size)
     if settings.value_model == "head":
         return head
-    return value_network(policy, made) if settings.lora is None else ValueAdapter(policy, head)
+    source = value_source(settings, made)
+    if settings.lora is None:
+        return value_network(policy, source)
+    if source is not None:
+        judge = source.model.model
+        judge.lend_to_value()
+        head = head_of_scores(judge.score, torch.tensor(source.weights))
+    return ValueAdapter(policy, head)
 
 
-def value_network(policy: PreTrainedModel, made: Sequence[Scorer]) -> ValueNetwork:
-    """Make the value network from the one reward model, or else from the policy with a head that begins at 0."""
-    source = value_source(made)
+def value_network(policy: PreTrainedModel, source: ModelScorer | None) -> ValueNetwork:
+    """Make the value network from a reward model, or else from the policy with a head that begins at 0."""
     if source is None:
         return ValueNetwork(deepcopy(backbone_of(policy)), zero_head(policy.config.hidden_size))
     copied = deepcopy(source.model.model).requires_grad_(True)

