@@ -287,7 +287,7 @@ def test_what_is_overridden_and_set_by_the_stage_is_still_there() -> None:
     assert source.count("self._prepare_dataset(") == 3  # training rows, held-out rows, each of several sets of them
     prepared, computed = source.index("self._prepare_dataset("), source.index("self.train_dataset = self._precompute_")
     assert prepared < source.index("super().__init__(") < source.index("add_fused_lm_head(") < computed
-    assert "elif is_peft_model(model) and ref_model is None:" in source  # else it copies an adapter, named `default`
+    assert "elif is_peft_model(model) and ref_model is None:" in source  # else it copies an adapter
     assert "        else:\n            self.ref_model = ref_model\n" in source
     loss = inspect.getsource(KTOTrainer._compute_loss)
     assert all(f'batch["{name}"]' in loss for name in AnswerTrainer.figures)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llmpipe import stages
 from llmpipe.errors import StageError
 from llmpipe.settings import PathSource
 from llmpipe.training import adapters, models, quantized
+from llmpipe.training.ppo.shared import put
 from tests.stages.test_lora import settings_for, trained
 from tests.stages.tiny import context_for, run_stage
 
@@ -135,13 +135,13 @@ def test_nothing_is_merged_into_4_bits(make_model: Any, tokenizer: Any, tmp_path
 
 
 def test_an_adapter_that_is_not_finite_is_noticed(make_model: Any) -> None:
-    policy = get_peft_model(make_model(), LoraConfig(r=4, target_modules="all-linear"))
+    policy = put(make_model(), {"r": 4}, None)
     policy.get_base_model().config.quantization_config = TOLD["quantization_config"]
-    (gate,) = adapters.gates(policy)
+    _, gate = adapters.gates(policy)
     assert (gate.name, gate.passed) == ("adapter-is-finite", True)
     with torch.no_grad():
         next(weight for weight in policy.parameters() if weight.requires_grad)[0, 0] = torch.nan
-    assert not adapters.gates(policy)[0].passed
+    assert not adapters.gates(policy)[1].passed
 
 
 def test_a_model_in_full_is_not_in_4_bits(make_model: Any, tokenizer: Any, tmp_path: Path) -> None:
