@@ -6,6 +6,9 @@ A good answer is made likelier, a bad one less likely, relative to the model as 
 then on answers at large (Kahneman-Tversky optimisation, arXiv:2402.01306). Rows are conversations with a `label`, true
 or false; the pairs of a reward or dpo stage work, too, each as a good and a bad answer. With `lora: {}` the model stays
 as it is, an adapter on it is trained, and `adapter/` is written.
+
+Where bad answers share most of their words with good ones, `trainer: {desirable_weight: 3}` keeps what they share from
+being unlearned.
 """
 
 from __future__ import annotations

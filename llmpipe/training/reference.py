@@ -24,9 +24,10 @@ from llmpipe.context import Context
 from llmpipe.settings import TrainingSettings
 from llmpipe.training import adapters, flow, models, quantized, reward_model
 from llmpipe.training.flow import Measured
-from llmpipe.training.lora import OnlyTrained, share, trained
+from llmpipe.training.lora import OnlyTrained, share
 from llmpipe.training.packing import IGNORED
-from llmpipe.training.ppo.shared import fingerprint, put
+from llmpipe.training.ppo.policy_value import fingerprint_of
+from llmpipe.training.ppo.shared import fingerprint_of_frozen, put
 
 TOKENS_PER_PASS = 16384
 PROBES = 8
@@ -51,7 +52,7 @@ class HeldToReference(OnlyTrained, Measured):
     """The name of the second of what `measured` returns."""
     accelerator: Any
     processing_class: Any
-    # TRL 1.16 would keep a second copy of an adapter that the policy comes with, and knows it as `default` alone
+    # TRL 1.16 would keep a second copy of an adapter, fresh or not, for a reference
     ref_model = property(lambda _: None, lambda *_: None, doc="None, whatever TRL sets.")
 
     def __init__(
@@ -152,8 +153,7 @@ class HeldToReference(OnlyTrained, Measured):
 
 def fixed(model: PreTrainedModel | PeftModel) -> str:
     """Return the sha256 of what a policy is held to: the weights under an adapter, or else all as they are now."""
-    moving = trained(model).keys() if isinstance(model, PeftModel) else ()
-    return fingerprint((name, tensor) for name, tensor in model.state_dict().items() if name not in moving)
+    return fingerprint_of_frozen(model) if isinstance(model, PeftModel) else fingerprint_of(model)
 
 
 def fitted(trainer: HeldToReference, ctx: Context, settings: TrainingSettings) -> dict[str, Any]:
@@ -183,11 +183,10 @@ def gates(
     `again` is the policy as it came, loaded anew.
     """
     ends = trainer.model.generation_config.eos_token_id
-    stayed = not isinstance(trainer.model, PeftModel) or fixed(trainer.model) == trainer.came_with
     return [
         Gate(
             name="reference-unchanged",
-            passed=stayed and fixed(again) == trainer.came_with and agrees(trainer, again),
+            passed=fixed(again) == trainer.came_with and agrees(trainer, again),
             why="the loss has to hold the policy to the log-probabilities of the model as it came",
         ),
         Gate(

@@ -188,7 +188,7 @@ def test_what_is_overridden_and_set_by_the_stage_is_still_there() -> None:
     assert prepared < source.index("super().__init__(") < source.index("add_fused_lm_head(self") < computed
     assert 'inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]' in inspect.getsource(DPOTrainer._compute_loss)
     assert callable(DPOTrainer.create_model_card)
-    assert "elif is_peft_model(model) and ref_model is None:" in source  # else it copies an adapter, named `default`
+    assert "elif is_peft_model(model) and ref_model is None:" in source  # else it copies an adapter
     assert "        else:\n            self.ref_model = ref_model\n" in source
     fields = DPOConfig.__dataclass_fields__
     assert set(RESERVED) - set(TRAINER_RESERVED) <= set(fields)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from llmpipe.errors import DataError, StageError, StoppedError
 from llmpipe.stages import kto
+from llmpipe.training.ppo.shared import POLICY
 from tests.stages.test_adapters import manifest
 from tests.stages.test_dpo import rows_of, write_rows
 from tests.stages.test_lora import loaded
@@ -108,7 +109,7 @@ def test_with_an_adapter_the_base_stays_and_it_resumes_to_the_bit(settings, tmp_
     assert [gate.name for gate in result.gates if gate.passed][-1] == "adapter-merges"
     assert all(gate.passed for gate in result.gates)
     ((policy, wanted),) = policies
-    assert list(policy.peft_config) == ["default"]
+    assert list(policy.peft_config) == [POLICY]
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "m").state_dict()
     after = policy.unload().state_dict()
     assert base.keys() == after.keys() and all(torch.equal(base[name], after[name]) for name in base)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llmpipe.evaluation.pairs import accuracy, calibration, correlation, measure, wilson
+from llmpipe.evaluation.pairs import accuracy, auc, calibration, correlation, measure, wilson
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,17 @@ def test_a_liking_for_length_shows() -> None:
     assert found["reward_mean"] == pytest.approx(9.9 / 8)
     even = measure([(1.0, 0.0)], [(3, 3)])
     assert (even["longer_wins_share"], even["length_correlation"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "area"),
+    [
+        ([2.0, 3.0], [1.0], 1.0),
+        ([1.0], [2.0, 3.0, 0.0], 1 / 3),
+        ([1.0, 2.0], [1.0], 0.75),
+        ([], [1.0], None),
+        ([1.0], [], None),
+    ],
+)
+def test_how_often_a_good_answer_beats_a_bad_one(good: list[float], bad: list[float], area: float | None) -> None:
+    assert auc(good, bad) == area
