@@ -53,7 +53,12 @@ METHODS = {
             "loss_weights": [1, 5],
         },
     },
-    "kto": {"kind": "kto", **PAIRS, "trainer": {"per_device_train_batch_size": BATCH, "learning_rate": 3e-4}},
+    "kto": {
+        "kind": "kto",
+        **PAIRS,
+        # likewise
+        "trainer": {"per_device_train_batch_size": BATCH, "learning_rate": 5e-4, "desirable_weight": 4},
+    },
 }
 """What each method is given beside its length; ppo is the quickstart's."""
 
