@@ -76,6 +76,7 @@ class GroupSettings(TrainingSettings):
     lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
         None, description="train an adapter; the reference is then the model without it, or the adapter as it came"
     )
+    quantize: adapter_options.Quantize = None
     trainer: dict[str, Any] = Field(default_factory=dict, description="options of TRL's trainer, as they are")
 
     @model_validator(mode="after")
@@ -86,6 +87,8 @@ class GroupSettings(TrainingSettings):
             raise ValueError("dropout makes the probabilities before and after a step differ; leave it out")
         if self.rollout.samples % self.minibatches:
             raise ValueError(f"rollout.samples ({self.rollout.samples}) is not a multiple of minibatches")
+        if problem := adapter_options.quantize_problem(self.quantize, self.lora):
+            raise ValueError(problem)
         if self.lora is not None and (problem := adapter_options.dropout_problem(self.lora)):
             raise ValueError(problem)
         return self

@@ -59,12 +59,8 @@ class Passthrough:
     reserved: dict[str, str]
 
 
-Weight = Annotated[
-    float, Field(gt=0, description="how often the rows are seen in a mix; 2 repeats them, 0.5 halves them")
-]
-Columns = Annotated[
-    dict[str, str] | None, Field(description="your column name for each of ours: {instruction: question}")
-]
+Weight = Annotated[float, Field(gt=0, description="how often rows are seen in a mix; 2 repeats, 0.5 halves them")]
+Columns = Annotated[dict[str, str] | None, Field(description="your column for each of ours: {instruction: question}")]
 
 
 class StageSource(Strict):

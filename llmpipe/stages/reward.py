@@ -92,6 +92,7 @@ class Settings(SupervisedSettings):
     lora: Annotated[dict[str, Any] | None, Passthrough("peft.LoraConfig", adapter_options.RESERVED)] = Field(
         None, description="train an adapter and the heads, and leave the model under them as it is"
     )
+    quantize: adapter_options.Quantize = None
     trainer: Annotated[dict[str, Any], Passthrough("trl.RewardConfig", RESERVED)] = Field(
         default_factory=dict, description="options of trl.RewardConfig, as they are"
     )
@@ -100,6 +101,8 @@ class Settings(SupervisedSettings):
     def _fits_together(self) -> Settings:
         if self.criteria == {}:
             raise ValueError("criteria is empty; leave it out to take those of the data")
+        if problem := adapter_options.quantize_problem(self.quantize, self.lora):
+            raise ValueError(problem)
         self.batch_said_once(self.trainer)
         return self
 
@@ -114,11 +117,11 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import set_seed
     from trl import RewardConfig
 
-    from llmpipe.training import adapters, arguments, flow, lora, models, reward_model, reward_trainer
+    from llmpipe.training import adapters, arguments, flow, lora, models, quantized, reward_model, reward_trainer
 
     assert settings.model is not None
     set_seed(ctx.seed)  # a pad token that has to be added gets random weights
-    begun = adapters.begin(settings.model, settings.lora, ctx)
+    begun = adapters.begin(settings.model, settings.lora, ctx, quantized.loading(settings))
     models.mend_pad(begun.model, begun.tokenizer, ctx)
     context = models.fitting_context(begun.model, settings.context or models.context_length(begun.model))
     train, held_out, form, facts = read_data(settings, begun.tokenizer, ctx, context=context)

@@ -14,7 +14,7 @@ from llmpipe.context import Context, Result
 from llmpipe.errors import StageError
 from llmpipe.rollouts import GroupSettings
 from llmpipe.settings import Artifact
-from llmpipe.training import adapters, arguments, flow, models
+from llmpipe.training import adapters, arguments, flow, models, quantized
 from llmpipe.training.group_trainer import GRPO, RLOO
 from llmpipe.training.lora import share
 from llmpipe.training.ppo import judges, parts, shared
@@ -37,7 +37,7 @@ def train(
     """Sample, score, compare, learn; keep the policy that did best on held-out prompts."""
     assert settings.model is not None
     set_seed(ctx.seed)
-    begun = adapters.begin(settings.model, settings.lora, ctx)
+    begun = adapters.begin(settings.model, settings.lora, ctx, quantized.loading(settings))
     policy, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(policy, tokenizer, ctx)
     models.set_dropout(policy, 0.0, None)

@@ -131,7 +131,7 @@ def classifier(model: PreTrainedModel, criteria: Sequence[str]) -> PreTrainedMod
     ):
         raise refused
     setattr(made, made.base_model_prefix, model.base_model)
-    made.score = torch.nn.Linear(made.score.in_features, len(criteria), bias=False)
+    made.score = torch.nn.Linear(made.score.in_features, len(criteria), bias=False, device=model.device)
     torch.nn.init.zeros_(made.score.weight)
     if any(tensor.is_meta for tensor in chain(made.parameters(), made.buffers())):
         raise refused

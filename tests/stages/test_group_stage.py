@@ -104,6 +104,7 @@ def test_an_adapter_leaves_its_base_alone(
     assert [gate.name for gate in result.gates if gate.passed] == [
         "reference-unchanged",
         "pad-is-not-end",
+        "base-unchanged",
         "adapter-merges",
     ]
     assert 0 < result.metrics["trained_share"] < 0.5

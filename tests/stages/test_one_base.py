@@ -25,7 +25,7 @@ from llmpipe.training.ppo.one_base import OneBase
 from llmpipe.training.ppo.policy_value import Reference, ValueNetwork, backbone_of, head_of_scores
 from llmpipe.training.ppo.rollout import Answer
 from llmpipe.training.ppo.scoring import Asked, ModelScorer, model_scorer
-from llmpipe.training.ppo.shared import POLICY, VALUE, RewardAdapter, ValueAdapter, attach
+from llmpipe.training.ppo.shared import POLICY, REFERENCE, VALUE, RewardAdapter, ValueAdapter, attach
 from llmpipe.training.ppo.trainer import PPOTrainer
 from llmpipe.training.reward_model import RewardModel
 from tests.stages.ppo_worlds import world
@@ -206,13 +206,13 @@ def apart(monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[PeftModel, Rew
     ctx = context_for(folder)
     begun = adapters.begin(source(folder / "chat"), LORA, ctx)
     policy = attach(begun.model, LORA, begun.folder, value=False)
-    policy.delete_adapter("reference")
+    policy.delete_adapter(REFERENCE)
     reference, _ = models.load(source(folder / "chat"), ctx)
     other, judge, _ = shared(folder)
     assert isinstance(judge.model, RewardAdapter)
     judge.model.lend_to_value()
     other.set_adapter(VALUE)
-    for name in (POLICY, "reference", REWARD):
+    for name in (POLICY, REFERENCE, REWARD):
         other.delete_adapter(name)
     network = ValueNetwork(backbone_of(other), head_of_scores(judge.model.score, torch.ones(1)))
     monkeypatch.setattr(parts, "AdapterReference", lambda _: Reference(reference))
@@ -372,7 +372,7 @@ def test_a_chain_whose_reward_model_is_an_adapter(
     assert len({round(entry["perplexity"], 6) for entry in scores.values()}) == 3
 
     ctx = context_for(tmp_path)
-    export(run, "judge", tmp_path / "out", force=False, gguf=None, as_json=False)
+    export(run, "judge", tmp_path / "out", force=False, gguf=None)
     one, two = (reward_model.load(source(folder), ctx) for folder in (tmp_path / "out", run / "judge" / "adapter"))
     assert one.format == two.format
     torch.testing.assert_close(one.scores(ANSWERS), two.scores(ANSWERS), atol=1e-6, rtol=0)

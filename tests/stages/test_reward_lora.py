@@ -63,7 +63,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RewardModel, torch.Te
 
 def finished(settings: dict[str, Any], ctx: Context) -> Path:
     """Run the stage, and say in a manifest that it is done; returns its adapter."""
-    run_stage("reward", settings, ctx)
+    result = run_stage("reward", settings, ctx)
+    assert all(gate.passed for gate in result.gates)
     manifest(ctx.dir, model=settings["model"])
     return ctx.dir / "adapter"
 
@@ -87,7 +88,7 @@ def test_only_the_adapter_and_the_heads_move_and_merged_they_score_the_same(
 
     ((reward, wanted),) = trained
     names = lora.trained(reward.model)
-    assert all(".lora_" in name or name.endswith("score.modules_to_save.policy.weight") for name in names)
+    assert all(".lora_" in name or name.endswith("score.modules_to_save.default.weight") for name in names)
     assert all(parameter.abs().max() > 0 for name, parameter in names.items() if "lora_B" in name or "score" in name)
     plain = deepcopy(reward.model).unload().base_model
     before, after = base.state_dict(), plain.state_dict()
@@ -183,9 +184,10 @@ def test_each_criterion_has_a_head(settings: dict[str, Any], tmp_path: Path, tra
 
 def test_a_token_that_the_base_never_saw_is_told_apart(make_model: Any, tokenizer: Any, tmp_path: Path) -> None:
     """Its row stays as it is, the mean of the others; the layers above learn what it means, merged or not."""
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<|kind|>"]}, replace_extra_special_tokens=False)
     model = make_model()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|kind|>"]}, replace_extra_special_tokens=False)
     models.grow(model, len(tokenizer))
+    assert model.config.vocab_size == 301
     rows = [{"prompt": f"Number {n}?", "chosen": f"{n}<|kind|>", "rejected": f"{n}<|tool|>"} for n in range(80)]
     ctx = context_for(tmp_path)
     given = settings_for(tmp_path, model, tokenizer, rows)

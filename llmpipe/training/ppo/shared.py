@@ -81,7 +81,6 @@ def put(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None) -> Pef
     Raises:
         StageError: peft cannot make such an adapter on this model, or it could not be merged.
     """
-    began_on = digests(base)
     kind = "CAUSAL_LM" if base.get_output_embeddings() is not None else "SEQ_CLS"
     try:
         if folder is None:
@@ -98,7 +97,7 @@ def put(base: PreTrainedModel, lora: dict[str, Any], folder: Path | None) -> Pef
     if base.config.tie_word_embeddings and any(isinstance(layer, BaseTunerLayer) for layer in ends):
         message = "lora.target_modules names the embedding or the output layer, which are one matrix in this model"
         raise StageError(f"{message}: merged, the adapter of one would change both", hint="target_modules: all-linear")
-    adapted.began_on = began_on
+    adapted.began_on = digests(weight for weight in adapted.parameters() if not weight.requires_grad)
     return adapted
 
 
@@ -113,14 +112,14 @@ def _loaded(base: PreTrainedModel, folder: Path, config: LoraConfig) -> PeftMode
 
 
 def is_base_unchanged(policy: PeftModel) -> bool:
-    """Whether every weight of the model that `put` was given is still there, to the bit."""
-    unchanged: bool = policy.began_on <= digests(policy)
+    """Whether every weight that `put` left frozen is still there, to the bit."""
+    unchanged: bool = policy.began_on <= digests(policy.parameters())
     return unchanged
 
 
-def digests(model: nn.Module) -> Counter[str]:
-    """Count a model's weights by their sha256; their names change as adapters are put around them."""
-    return Counter(fingerprint([("", weight)]) for weight in model.parameters())
+def digests(weights: Iterable[Tensor]) -> Counter[str]:
+    """Count weights by their sha256; their names change as adapters are put around them."""
+    return Counter(fingerprint([("", weight)]) for weight in weights)
 
 
 @contextmanager
