@@ -23,7 +23,7 @@ from tests.stages.test_dpo import write_rows
 from tests.stages.test_lora import ADAPTERS, loaded, settings_for, trained
 from tests.stages.tiny import context_for, probed, run_recipe, run_stage, stop_after
 
-TRAINER = {"per_device_train_batch_size": 4, "max_steps": 3, "logging_steps": 1, "learning_rate": 2e-2}
+TRAINER = {"per_device_train_batch_size": 4, "max_steps": 3, "eval_steps": 3, "logging_steps": 1, "learning_rate": 2e-2}
 LESS = {"data": {"builtin": "storyworld", "rows": 24}, "trainer": TRAINER}
 FROZEN_ROWS = {"r": 4, "trainable_token_indices": None}
 
@@ -61,13 +61,12 @@ def test_the_base_stays_and_the_merged_model_is_the_trained_one(
     assert (ends[0] is ends[1]) == tied
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
-def test_it_resumes_to_the_bit(stop_at: int, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_it_resumes_to_the_bit(settings: dict[str, Any], tmp_path: Path) -> None:
     settings |= {"lora": {"r": 4, "use_dora": True}}
     whole = run_stage("dpo", settings, context_for(tmp_path / "a"))
     with pytest.raises(StoppedError):
-        run_stage("dpo", settings, context_for(tmp_path / "b", stop=stop_after(stop_at, "interrupt")))
-    checkpoint = tmp_path / "b" / "x" / "checkpoints" / f"checkpoint-{stop_at}" / "model.safetensors"
+        run_stage("dpo", settings, context_for(tmp_path / "b", stop=stop_after(1, "interrupt")))
+    checkpoint = tmp_path / "b" / "x" / "checkpoints" / "checkpoint-1" / "model.safetensors"
     assert all(".lora_" in name for name in load_file(checkpoint))
     resumed = run_stage("dpo", settings, context_for(tmp_path / "b"))
     one, two = (load_file(tmp_path / name / "x" / "adapter" / "adapter_model.safetensors") for name in ("a", "b"))

@@ -20,7 +20,7 @@ from tests.stages.test_dpo import rows_of, write_rows
 from tests.stages.test_lora import loaded
 from tests.stages.tiny import context_for, probed, run_stage, same, stop_after
 
-TRAINER = {"per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 1, "learning_rate": 1e-2}
+TRAINER = {"per_device_train_batch_size": 8, "max_steps": 6, "eval_steps": 6, "logging_steps": 1, "learning_rate": 1e-2}
 
 
 def labelled_rows(count: int) -> list[dict[str, Any]]:
@@ -88,14 +88,13 @@ def test_pairs_are_good_and_bad_answers(settings, tmp_path) -> None:
     )
 
 
-@pytest.mark.parametrize(("stop_at", "how"), [(4, "interrupt"), (6, "terminate")])
-def test_it_resumes_to_the_bit(stop_at, how, settings, tmp_path) -> None:
+def test_it_resumes_to_the_bit(settings, tmp_path) -> None:
     """In the middle of the second epoch."""
     settings["data"] = write_rows(tmp_path, labelled_rows(40))
     settings |= {"trainer": TRAINER | {"gradient_accumulation_steps": 2, "save_steps": 1}}
     whole = run_stage("kto", settings, context_for(tmp_path / "a"))
     with pytest.raises(StoppedError):
-        run_stage("kto", settings, context_for(tmp_path / "b", stop=stop_after(stop_at, how)))
+        run_stage("kto", settings, context_for(tmp_path / "b", stop=stop_after(4, "interrupt")))
     resumed = run_stage("kto", settings, context_for(tmp_path / "b"))
     assert same(tmp_path / "a" / "x" / "model", tmp_path / "b" / "x" / "model")
     assert {**whole.metrics, "tokens_per_s": 0} == {**resumed.metrics, "tokens_per_s": 0}
