@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,9 @@ def adapt(begun: adapters.Beginning, lora: dict[str, Any], ctx: Context, *, toke
             hint="target_modules: all-linear",
         )
     modules = sorted({name.rpartition(".")[2] for name in model.base_model.targeted_module_names})
-    is_learned = model.active_peft_config.trainable_token_indices is not None
-    learned = begun.tokenizer.convert_ids_to_tokens(list(tokens)) if is_learned else []
+    rows = model.active_peft_config.trainable_token_indices or []
+    rows = sorted({*chain(*rows.values())} if isinstance(rows, dict) else rows)
+    learned = begun.tokenizer.convert_ids_to_tokens(rows)
     counted = share(model)
     ctx.say(
         f"an adapter on {', '.join(modules)}{' and the rows of ' if learned else ''}{', '.join(learned)}: "

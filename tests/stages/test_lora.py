@@ -170,6 +170,16 @@ def test_what_is_trained_is_said_and_counted(settings: dict[str, Any], tmp_path:
     assert read_json(tmp_path / "x" / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "m"
 
 
+def test_the_rows_that_are_said_are_those_that_are_trained(
+    settings: dict[str, Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    letters = tokenizer.convert_tokens_to_ids(["x", "!"])
+    ctx = context_for(tmp_path)
+    settings |= {"lora": {"r": 4, "trainable_token_indices": letters}, "trainer": TRAINER | {"max_steps": 1}}
+    run_stage("lora", settings, ctx)
+    assert "v_proj and the rows of !, x: " in said(ctx)
+
+
 def test_sft_with_the_key_is_the_same_stage(settings: dict[str, Any], tmp_path: Path) -> None:
     folders = [trained(settings, context_for(tmp_path / kind), kind) for kind in ("lora", "sft")]
     one, two = (load_file(folder / "adapter_model.safetensors") for folder in folders)
