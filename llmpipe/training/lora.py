@@ -48,9 +48,9 @@ def adapt(begun: adapters.Beginning, lora: dict[str, Any], ctx: Context, *, toke
             hint="target_modules: all-linear",
         )
     modules = sorted({name.rpartition(".")[2] for name in model.base_model.targeted_module_names})
-    rows = model.active_peft_config.trainable_token_indices or []
-    rows = sorted({*chain(*rows.values())} if isinstance(rows, dict) else rows)
-    learned = begun.tokenizer.convert_ids_to_tokens(rows)
+    trained_rows = model.active_peft_config.trainable_token_indices or []
+    every = set(chain(*trained_rows.values()) if isinstance(trained_rows, dict) else trained_rows)
+    learned = begun.tokenizer.convert_ids_to_tokens(sorted(every))
     counted = share(model)
     ctx.say(
         f"an adapter on {', '.join(modules)}{' and the rows of ' if learned else ''}{', '.join(learned)}: "
