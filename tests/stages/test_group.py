@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmpipe.errors import StageError
 from llmpipe.training import group_trainer
-from llmpipe.training.dpo_trainer import plain_logps
+from llmpipe.training.reference import plain_logps
 from tests.stages.group_worlds import PROMPTS, world
 from tests.stages.ppo_worlds import OnTokens, equal, llama
 
