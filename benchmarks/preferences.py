@@ -47,7 +47,7 @@ METHODS = {
         **PAIRS,
         "trainer": {
             "per_device_train_batch_size": BATCH,
-            "learning_rate": 3e-4,
+            "learning_rate": 6e-4,
             # pairs that share all but the last sentence: the likelihood of the better one has to be held up
             "loss_type": ["sigmoid", "sft"],
             "loss_weights": [1, 5],
@@ -57,7 +57,7 @@ METHODS = {
         "kind": "kto",
         **PAIRS,
         # likewise
-        "trainer": {"per_device_train_batch_size": BATCH, "learning_rate": 5e-4, "desirable_weight": 4},
+        "trainer": {"per_device_train_batch_size": BATCH, "learning_rate": 4e-4, "desirable_weight": 3},
     },
 }
 """What each method is given beside its length; ppo is the quickstart's."""
