@@ -35,8 +35,11 @@ def run(folder: str) -> tuple[dict, float, float]:
     return json.loads(printed), time.perf_counter() - begun, peak
 
 
-def watch_memory(process: subprocess.Popen) -> float:
-    """Sum the resident memory of the command and all it started, ten times a second; return the most, in MB."""
+def watch_memory(process: subprocess.Popen, *, every_s: float = 0.1) -> float:
+    """Sum the resident memory of the command and all it started; return the most, in MB.
+
+    A process with gigabytes is held up while its pages are counted: look at such a one less often.
+    """
     import psutil
 
     peak = 0.0
@@ -49,7 +52,7 @@ def watch_memory(process: subprocess.Popen) -> float:
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         peak = max(peak, total / 2**20)
-        time.sleep(0.1)
+        time.sleep(every_s)
     return max(peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10 if not peak else 0)
 
 
