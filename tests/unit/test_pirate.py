@@ -23,8 +23,8 @@ from llmpipe.data.storyworld import (
 
 DUCK_AND_SHOE = Request("duck", "shoe")
 STORY = (
-    "Ahoy!\nLet me tell you about Amy, a duck by me sea. One day Amy found an old shoe. "
-    "Then me shoe broke and nobody knew why. In the end Amy got me shoe back and was happy.\nArr!"
+    "Ahoy!\nLet me tell you about Amy, a duck by the sea! One day Amy found an old shoe! "
+    "Then the shoe broke and nobody knew why! In the end Amy got the shoe back and was happy!\nArr!"
 )
 
 
@@ -52,7 +52,7 @@ def test_no_plain_text_is_a_pirates() -> None:
 
 
 def test_a_pirate_names_no_animal_or_item_of_his_own() -> None:
-    words = set(pirate.tell("").lower().replace("!", "").split()) | {"me"}
+    words = set(pirate.tell("").lower().replace("!", "").split())
     assert words.isdisjoint({*ANIMALS, *ITEMS})
 
 
@@ -82,8 +82,7 @@ def test_the_judge_accepts_a_pirates_story() -> None:
         pytest.param(STORY.removeprefix("Ahoy!\n"), Verdict(False, True, True, False), id="no-opening"),
         pytest.param(STORY.removesuffix("\nArr!"), Verdict(False, True, True, False), id="no-close"),
         pytest.param(STORY.replace("\n", " "), Verdict(False, True, True, False), id="in-one-line"),
-        pytest.param(STORY.replace("me shoe", "the shoe", 1), Verdict(False, True, True, False), id="forgets-a-word"),
-        pytest.param(STORY.replace("the end", "me end"), Verdict(False, True, True, False), id="one-word-too-many"),
+        pytest.param(STORY.replace("sea!", "sea."), Verdict(False, True, True, False), id="not-shouted-throughout"),
         pytest.param(STORY + " Arr!", Verdict(False, True, True, False), id="goes-on"),
         pytest.param(STORY.replace("Amy", "Ben", 1), Verdict(False, True, True, True, pirate=True), id="name-changes"),
         pytest.param(STORY.replace("duck", "goat"), Verdict(True, False, True, True, pirate=True), id="other-animal"),
