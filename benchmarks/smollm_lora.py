@@ -34,7 +34,7 @@ stages:
     micro_batch_tokens: 1k
     held_out: {{share: 0.05, max_tokens: 4k}}
     lora: {{r: 8, lora_alpha: 16}}
-    trainer: {{max_steps: 12, eval_steps: 12, logging_steps: 1, warmup_steps: 2}}
+    trainer: {{max_steps: 10, eval_steps: 10, logging_steps: 1, warmup_steps: 2}}
   scores:
     kind: eval
     models: [{{gguf: {gguf}}}, tuned]

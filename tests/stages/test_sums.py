@@ -1,7 +1,8 @@
 """Sums in the form of GSM8K: a tiny model that learned them from a careless teacher gets better at them by reward.
 
 Better at the sums that it practises: a model of 100,000 parameters learns sums by heart, and those held out from the
-rewards do not follow.
+rewards do not follow. At these rates grpo does not get there with every random start: of two, it went from 6 % to 46 %
+and from 9 % to 6 %, rlhf-ppo from 9 % to 45 %.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import random
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import pytest
 
 from llmpipe.artifact import read_manifest
 from tests.stages.tiny import run_recipe
@@ -77,6 +80,7 @@ SAME = """model: taught
     evaluate_answers: 128"""
 
 
+@pytest.mark.slow
 def test_accuracy_rises_with_grpo_and_with_ppo_by_one_function(tmp_path: Path) -> None:
     write(tmp_path / "careless.jsonl", rows(careless=True))
     write(tmp_path / "sums.jsonl", rows(careless=False))
