@@ -33,6 +33,9 @@ from llmpipe.errors import LockedError, Problem, StageError
 OUTPUT_FOLDERS = {
     "tokenizer": "tokenizer",
     "causal-lm": "model",
+    "masked-lm": "model",
+    "seq2seq-lm": "model",
+    "classifier": "model",
     "adapter": "adapter",
     "reward-model": "model",
     "dataset": "data",

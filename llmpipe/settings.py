@@ -1,9 +1,8 @@
 """The vocabulary that all stages share: strict models, sources, counts, and what a field accepts.
 
-A stage's `Settings` is built from these. Nothing here touches a disk or imports torch.
-
-Sources say where an input comes from: `{stage: base}` (or the bare name `base`), `{path: "texts/*.txt"}`,
-`{hub: owner/name, revision: SHA}`, `{gguf: FILE}`, `{builtin: storyworld}`; a list mixes data by `weight`.
+A stage's `Settings` is built from these. Nothing here touches a disk or imports torch. Sources say where an input
+comes from: `{stage: base}` (or the bare name `base`), `{path: "texts/*.txt"}`, `{hub: owner/name, revision: SHA}`,
+`{gguf: FILE}`, `{builtin: storyworld}`; a list mixes data by `weight`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-Artifact = Literal["dataset", "tokenizer", "causal-lm", "adapter", "reward-model", "scores"]
+Artifact = Literal[
+    "dataset", "tokenizer", "causal-lm", "masked-lm", "seq2seq-lm", "classifier", "adapter", "reward-model", "scores"
+]
 """What a stage hands on. An edge is valid when the consumer's field accepts the producer's artifact."""
 
 STAGE_NAME = r"^[a-z][a-z0-9_-]{0,63}$"

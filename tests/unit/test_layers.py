@@ -27,7 +27,7 @@ LAYERS = [
     {"recipe", "wording", "functions"},
     {"edges"},
     {"stages"},
-    {"architectures", "data", "context"},
+    {"architectures", "curation", "data", "context"},
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
     {"errors", "console"},
 ]
