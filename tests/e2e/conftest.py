@@ -5,6 +5,7 @@ One finished run is shared by the whole tier and copied by the tests that change
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
+
+from llmpipe.cli import app
 
 LLMPIPE = shutil.which("llmpipe", path=str(Path(sys.executable).parent)) or "llmpipe is not installed"
 
@@ -65,6 +69,15 @@ class Shell:
         options = {"env": environment(), "cwd": self.folder, "timeout": 120, **options}
         done = subprocess.run([LLMPIPE, *map(str, arguments)], capture_output=True, text=True, **options)
         assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def here(self, *arguments: str | Path, code: int = 0) -> Result:
+        """Run the command within the tests' own process, where torch is loaded once for all of them."""
+        with contextlib.chdir(self.folder):
+            done = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "200"}).invoke(
+                app, [*map(str, arguments), "--in-process"]
+            )
+        assert done.exit_code == code, f"exit {done.exit_code}, not {code}\n{done.stdout}\n{done.stderr}"
         return done
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:

@@ -27,9 +27,7 @@ ROWS = {
 def test_bad_rows_are_named_by_file_and_line(llmpipe, run_dir, name) -> None:
     content, wanted = ROWS[name]
     llmpipe.write("chat.jsonl", content)
-    done = llmpipe(
-        "sft", "--run", run_dir, "--name", "new", "--model", "base", "--data", "chat.jsonl", "--in-process", code=5
-    )
+    done = llmpipe.here("sft", "--run", run_dir, "--name", "new", "--model", "base", "--data", "chat.jsonl", code=5)
     assert wanted in done.stderr
     assert "Traceback" not in done.stderr
     assert (run_dir / "chat" / "manifest.json").is_file()
@@ -38,19 +36,8 @@ def test_bad_rows_are_named_by_file_and_line(llmpipe, run_dir, name) -> None:
 def test_every_bad_row_of_every_file_in_one_pass(llmpipe, run_dir) -> None:
     llmpipe.write("a.jsonl", CHAT + '{"prompt": 1, "completion": "x"}\n' + CHAT + "{\n")
     llmpipe.write("b.jsonl", '{"prompt": "x"}\n' + CHAT)
-    done = llmpipe(
-        "sft",
-        "--run",
-        run_dir,
-        "--name",
-        "new",
-        "--model",
-        "base",
-        "--data",
-        "*.jsonl",
-        "--in-process",
-        "--json",
-        code=5,
+    done = llmpipe.here(
+        "sft", "--run", run_dir, "--name", "new", "--model", "base", "--data", "*.jsonl", "--json", code=5
     )
     places = [problem["where"] for problem in json.loads(done.stdout)["error"]["problems"]]
     assert sorted(place.rpartition("/")[2] for place in places) == ["a.jsonl:2", "a.jsonl:4", "b.jsonl:1"]
@@ -58,18 +45,14 @@ def test_every_bad_row_of_every_file_in_one_pass(llmpipe, run_dir) -> None:
 
 def test_a_text_shorter_than_a_row(llmpipe, run_dir) -> None:
     llmpipe.write("short.txt", "Once.")
-    done = llmpipe(
-        "pretrain", "--run", run_dir, "--name", "new", "--data", "short.txt", "--model", "100k", "--in-process", code=5
-    )
+    done = llmpipe.here("pretrain", "--run", run_dir, "--name", "new", "--data", "short.txt", "--model", "100k", code=5)
     assert "tokens, less than one row of 512" in done.stderr
     assert "hint: lower context to" in done.stderr
 
 
 def test_no_conversation_fits(llmpipe, run_dir) -> None:
     llmpipe.write("chat.jsonl", json.dumps({"prompt": "x", "completion": "long " * 500}) + "\n")
-    done = llmpipe(
-        "sft", "--run", run_dir, "--name", "new", "--model", "base", "--data", "chat.jsonl", "--in-process", code=5
-    )
+    done = llmpipe.here("sft", "--run", run_dir, "--name", "new", "--model", "base", "--data", "chat.jsonl", code=5)
     assert "no conversation fits into 64 tokens" in done.stderr
 
 
