@@ -18,7 +18,7 @@ from tests.stages.tiny import run_recipe
 REWARDS = Path(__file__).parents[2] / "recipes" / "gsm8k.py"
 TERMS = range(1, 7)
 RIGHT_SHARE = 0.5
-ROLLOUTS = 16
+ROLLOUTS = 12
 
 
 def rows(*, careless: bool) -> list[dict[str, str]]:
