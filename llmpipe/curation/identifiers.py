@@ -170,7 +170,7 @@ LEAST_ENTROPY_BITS = 3.5
 """Of a key without, per character: below that of 20 random letters and digits, above that of `deadbeefdeadbeef`."""
 
 
-def keys(text: str) -> Iterator[Bounds]:
+def credentials(text: str) -> Iterator[Bounds]:
     """Find private keys, keys of services by their prefix, and random values given to a key, token or secret."""
     found: list[Bounds] = []
     if any(sign in text for sign in KEY_SIGNS):  # several times as fast as the pattern
