@@ -114,7 +114,7 @@ def telling_words(own: Counter[str], all_groups: Counter[str]) -> list[tuple[str
     `own` counts the words that stand with the group, `all_groups` those that stand with any group of its category.
     """
     total, others = own.total(), all_groups.total() - own.total()
-    if not others:  # nobody to compare with
+    if not others or len(all_groups) < 2:  # nobody, or nothing, to compare with
         return []
     found = []
     for word, number in own.items():

@@ -85,6 +85,8 @@ def copies_by_group(
     how far its share is off, until they settle. `repeat` leaves the most frequent group at one copy, `thin` the rarest.
     """
     there = {name for name in targets if any(counts.get(f"{name}/{other}", 0) for other in targets)}
+    if not there:
+        return {}
     wanted = sum(targets[name] for name in there)
     weights = dict.fromkeys(sorted(there), 1.0)
     for _ in range(ROUNDS):
@@ -96,8 +98,6 @@ def copies_by_group(
             weights[name] *= math.sqrt(targets[name] / wanted / (mentions[name] / total))
         middle = sum(weights.values()) / len(weights)
         weights = {name: weight / middle for name, weight in weights.items()}
-    if not weights:
-        return {}
     one = min(weights.values()) if by == "repeat" else max(weights.values())
     return {name: min(weight / one, COPIES_MAX) for name, weight in weights.items()}
 
