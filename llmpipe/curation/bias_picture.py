@@ -58,7 +58,7 @@ def _words(shown: list[Row]) -> Iterator[str]:
             yield "  " + shorten(f"- before: {', '.join(before) or '–'}", WORDS_WIDTH - 2, placeholder=" …")
 
 
-WIDTH, LABELS, BAR, GAP = 640, 130, 9, 8
+WIDTH, LABELS, BAR, GAP = 640, 130, 11, 8
 STYLE = """\
 text { fill: #1f2328; font: 12px system-ui, sans-serif } .title { font-weight: 600 } .number { font-size: 10px }
 .ground { fill: #fff } .before { fill: #9aa4b2 } .after { fill: #2f6fdb }
@@ -96,7 +96,7 @@ def picture(report: dict[str, Any]) -> str:
 
 
 def _pair(name: str, before: dict[str, Any], after: dict[str, Any], y: int) -> Iterator[str]:
-    yield f'<text x="{LABELS - 8}" y="{y + BAR + 4}" text-anchor="end">{escape(name)}</text>'
+    yield f'<text x="{LABELS - 8}" y="{y + BAR + 4}" text-anchor="end">{escape(name[:18])}</text>'
     for place, (side, numbers) in enumerate((("before", before), ("after", after))):
         top, width = y + place * BAR, max(1.0, numbers["share"] * (WIDTH - LABELS - 120))
         said = f"{numbers['share']:.1%} ({numbers['mentions']:,})"
