@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from llmpipe.curation.spans import Bounds, nearest
+from llmpipe.curation.spans import LONG_NUMBER, Bounds, nearest
 
 CANDIDATE = re.compile(
     r"(?<![\w.:/@=*$€£¥#+-])(?<!\d,)(?:\(?\+ ?)?(?:\(\d|\d)(?:[ \u00a0.()/-]{0,3}\d){6,14}(?![\w%°]|[.,:/]\d|-\d)"
@@ -44,7 +44,7 @@ GROUPING_REGIONS = ("GB", "DE", "FR", "AU", "AT", "CH", "NL", "BE", "SE", "JP", 
 
 def phones(text: str) -> Iterator[Bounds]:
     """Find phone numbers of seven to fifteen digits, extensions included."""
-    for match in CANDIDATE.finditer(text):
+    for match in CANDIDATE.finditer(text) if LONG_NUMBER.search(text) else ():
         start, end = match.span()
         number = match[0]
         if number.startswith("(") and ")" not in number:
