@@ -29,11 +29,11 @@ def _words_alone(groups: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]
     for category, names in groups.items():
         for name in (category, *names):
             if not re.fullmatch(r"[\w -]+", name):
-                raise PydanticCustomError("name", "'{name}' must be letters, digits and spaces", {"name": name})
+                raise PydanticCustomError("step", "'{name}' must be letters, digits and spaces", {"name": name})
         for words in names.values():
             for word in words.split():
                 if not WORD.fullmatch(word):
-                    raise PydanticCustomError("word", "'{word}' must be one word, of letters alone", {"word": word})
+                    raise PydanticCustomError("step", "'{word}' must be one word, of letters alone", {"word": word})
     return groups
 
 
@@ -108,7 +108,7 @@ def known(name: str, among: tuple[str, ...], what: str) -> None:
     """Refuse the name of a category or group that there is none of, with the near one."""
     if name not in among:
         listed = did_you_mean(name, among) or f"; there are {', '.join(among)}"
-        raise PydanticCustomError("group", "no {what} '{name}'{listed}", {"what": what, "name": name, "listed": listed})
+        raise PydanticCustomError("step", "no {what} '{name}'{listed}", {"what": what, "name": name, "listed": listed})
 
 
 def draw(salt: str) -> Callable[[str], float]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from llmpipe.curation import Verdict
@@ -27,24 +27,32 @@ class Settings(Strict):
     """Whose mentions are brought to which shares, and how."""
 
     step: Literal["reweight"] = "reweight"
+    groups: MoreGroups = Field(default_factory=dict)
     category: str = Field("gender", description="the groups that are weighed: gender, nationality, religion, age")
     targets: dict[str, float] | None = Field(
         None, description="share of the mentions for each group, {women: 0.5, men: 0.5}; equal ones when left out"
     )
     by: Literal["repeat", "thin"] = Field("repeat", description="repeat what is rare, or thin out what is frequent")
-    groups: MoreGroups = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
-        by_category = groups(self.groups).by_category
-        known(self.category, tuple(by_category), "category")
-        for name, share in (self.targets or {}).items():
-            known(name, by_category[self.category], f"group of {self.category}")
+    @field_validator("category")
+    @classmethod
+    def _is_known(cls, category: str, info: ValidationInfo) -> str:
+        known(category, tuple(groups(info.data.get("groups", {})).by_category), "category")
+        return category
+
+    @field_validator("targets")
+    @classmethod
+    def _are_known(cls, targets: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
+        if targets is None or "category" not in info.data:
+            return targets
+        category = info.data["category"]
+        for name, share in targets.items():
+            known(name, groups(info.data.get("groups", {})).by_category[category], f"group of {category}")
             if not 0 < share < math.inf:
-                raise PydanticCustomError("share", "the share of '{name}' must be above 0", {"name": name})
-        if self.targets is not None and len(self.targets) < 2:
-            raise PydanticCustomError("share", "give the shares of at least two groups")
-        return self
+                raise PydanticCustomError("step", "the share of '{name}' must be above 0", {"name": name})
+        if len(targets) < 2:
+            raise PydanticCustomError("step", "give the shares of at least two groups")
+        return targets
 
 
 def gather(settings: Settings) -> Callable[[str], Counter[str]]:

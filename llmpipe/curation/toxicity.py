@@ -28,7 +28,7 @@ Phrase = tuple[str, ...]
 def _are_words(words: dict[Severity, list[str]]) -> dict[Severity, list[str]]:
     for word in (word for listed in words.values() for word in listed):
         if not TOKEN.search(word):
-            raise PydanticCustomError("word", "'{word}' is not a word", {"word": word})
+            raise PydanticCustomError("step", "'{word}' is not a word", {"word": word})
     return words
 
 
