@@ -186,7 +186,7 @@ def _shown(source: AnySource) -> str:
 
 def _without(settings: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
     """Leave out of the fingerprint what is identified otherwise or cannot change the output."""
-    kept = {key: value for key, value in settings.items() if key not in inputs}
+    kept = {key: value for key, value in settings.items() if key not in inputs | {"processes"}}
     if isinstance(kept.get("trainer"), dict):
         kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in COSMETIC}
     return kept

