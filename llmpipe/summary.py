@@ -70,7 +70,7 @@ def show(run_dir: Path, worked: Sequence[str], *, all_names: Sequence[str]) -> N
         if manifest.kind == "eval" and name in worked:
             show_scores(run_dir / name, name)
         if manifest.kind == "curate" and name in worked:
-            show_curation(read_json(run_dir / name / "curation.json"), name)
+            show_curation(read_json(run_dir / name / "curation.json") or {"steps": []}, name)
         if "samples.json" in manifest.outputs and name in worked:
             show_samples(run_dir / name, name)
     console.say("")

@@ -7,10 +7,11 @@ Links and file names are left out of what is judged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llmpipe.curation import Verdict
 from llmpipe.settings import Strict
@@ -25,10 +26,15 @@ class Settings(Strict):
     """What `step: language` understands."""
 
     step: Literal["language"] = Field("language", description="which step this is")
-    keep: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] = Field(
-        min_length=1, description="codes of languages, such as en, de, zh"
-    )
+    keep: list[str] = Field(min_length=1, description="codes of languages, such as en, de, zh")
     min_confidence: float = Field(0.5, ge=0, le=1, description="below it, a text is dropped whatever it seems to be")
+
+    @field_validator("keep")
+    @classmethod
+    def _codes(cls, keep: list[str]) -> list[str]:
+        if wrong := [code for code in keep if not re.fullmatch("[a-z]{2,3}", code)]:
+            raise ValueError(f"'{wrong[0]}' is no code of a language; codes are en, de, zh, …")
+        return keep
 
 
 def build(settings: Settings) -> Callable[[str], Verdict]:

@@ -21,16 +21,20 @@ Options = Annotated[
 ]
 Name = Literal["repair", "language", "quality", "exact_duplicates", "near_duplicates", "decontaminate"]
 NAMES: tuple[str, ...] = Name.__args__  # type: ignore[attr-defined]
+NEEDED = {"language": "keep"}
+"""What a step cannot do without."""
 
 
 def _named(value: Any) -> Any:
     """Read a bare name as the step with its defaults; refuse what names no step."""
     named = {"step": value} if isinstance(value, str) else value
     if not isinstance(named, dict) or "step" not in named:
-        raise PydanticCustomError("step", "write a step as its name, or as {{step: NAME, ...}}")
+        raise PydanticCustomError("step", "write a step as its name, or as {step: NAME, ...}")
     if named["step"] not in NAMES:
         near = did_you_mean(str(named["step"]), NAMES) or f"; steps are {', '.join(NAMES)}"
         raise PydanticCustomError("step", "'{name}' is not a step{near}", {"name": str(named["step"]), "near": near})
+    if isinstance(value, str) and (needed := NEEDED.get(value)):
+        raise PydanticCustomError("step", "{told}", {"told": f"write {{step: {value}, {needed}: …}}"})
     return named
 
 
