@@ -172,6 +172,13 @@ def show_curation(report: dict[str, Any], name: str) -> None:
     ]
     console.say("")
     console.show(console.table(rows, header=(name, "documents", "dropped", "changed", "found"), right=(1, 2, 3)))
+    if "planted" in report:
+        found = ", ".join(f"{kind} {found} of {all_}" for kind, (found, all_) in report["planted_kinds"].items())
+        recall, precision = (f"{report[f'planted_{name}']:.3f}" for name in ("recall", "precision"))
+        console.say(
+            f"\n  {report['planted']:,} faults were planted: recall {recall}, precision {precision}", style="bold"
+        )
+        console.say(f"  {found}")
     for step in report["steps"]:
         for found in list(step["found"])[:1]:
             example = step["examples"][found][0]
@@ -180,6 +187,10 @@ def show_curation(report: dict[str, Any], name: str) -> None:
             told = [(key, example[key]) for key in ("dropped", "kept", "before", "after") if key in example]
             if told:
                 console.show(console.table(told))
+    if "bias" in report:
+        from llmpipe.curation.bias_picture import table
+
+        console.say("\n" + table(report["bias"]))
 
 
 def _clipped(text: str) -> str:

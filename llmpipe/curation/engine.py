@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmpipe.curation import Document
+from llmpipe.curation import Document, bias
 from llmpipe.curation.crew import Crew
 from llmpipe.curation.passes import Done, Item, Job, do, is_compared, is_gathered, module_of
 from llmpipe.curation.spool import Bits, Spool
@@ -42,8 +42,8 @@ class Engine:
     progress: Callable[..., None]
     given: Mapping[int, Any] = field(default_factory=dict)
     """What steps are given beside their settings, by their place in the list."""
-    count_with: str | None = None
-    """A module with `count(text) -> Counter[str]`, for the texts before the first step and after the last."""
+    counts_people: bool = False
+    """Whether mentions of people are counted, before the first step and after the last."""
 
     def run(self, documents: Iterable[Document], steps: list[Any], account: Account) -> Iterator[Document]:
         """Yield the documents that are left, in their order."""
@@ -57,7 +57,7 @@ class Engine:
             if kept is not None:
                 given[0], tallies[0].told = kept.gathered or given[0], kept.examples
             account.tallies += tallies
-            counts = self.count_with if number == 1 else None, self.count_with if ahead is None else None
+            counts = self.counts_people and number == 1, self.counts_people and ahead is None
             job = Job(tuple(zip(within, given, strict=True)), ahead, *counts)
             doing = f"pass {number} of {len(passes)}: {', '.join(step.step for step in within) or 'reading'}"
             done = self._each(job, items, account, tallies, doing, kept)
@@ -83,8 +83,8 @@ class Engine:
         for done in self.crew.each(partial(do, path), parts(items)):
             for tally, more in zip(tallies, done.tallies, strict=True):
                 tally.add(more)
-            account.before.update(done.before)
-            account.after.update(done.after)
+            bias.add(account.before, done.before)
+            bias.add(account.after, done.after)
             seen += done.documents_in
             self.progress(documents=seen, of=of, doing=doing)
             yield done

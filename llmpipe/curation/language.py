@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from llmpipe.curation import Verdict
 from llmpipe.settings import Strict
@@ -33,7 +34,8 @@ class Settings(Strict):
     @classmethod
     def _codes(cls, keep: list[str]) -> list[str]:
         if wrong := [code for code in keep if not re.fullmatch("[a-z]{2,3}", code)]:
-            raise ValueError(f"'{wrong[0]}' is no code of a language; codes are en, de, zh, …")
+            told = f"'{wrong[0]}' is no code of a language; codes are en, de, zh, …"
+            raise PydanticCustomError("step", "{told}", {"told": told})
         return keep
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
-from llmpipe.curation import Document, Verdict
+from llmpipe.curation import Document, Verdict, bias
 from llmpipe.curation.tally import Tally
 from llmpipe.settings import Strict
 
@@ -31,8 +31,9 @@ class Job:
     """Settings of each step, with what it was given or has gathered, or None."""
     ahead: Any = None
     """The step that begins the next pass, or None."""
-    count_before: str | None = None
-    count_after: str | None = None
+    counts_before: bool = False
+    counts_after: bool = False
+    """Whether mentions of people are counted in the texts as they come, or as they go."""
 
     def written(self, folder: Path) -> Path:
         """Put the job where processes find it; what was gathered is too much to send with each part."""
@@ -62,7 +63,7 @@ def module_of(step: Strict) -> ModuleType:
 
 def is_compared(step: Strict) -> bool:
     """Tell whether a step compares texts with each other."""
-    return "keys" in vars(module_of(step))
+    return "Comparison" in vars(module_of(step))
 
 
 def is_gathered(step: Strict) -> bool:
@@ -81,8 +82,7 @@ class Work:
             module_of(ahead).keys(ahead) if ahead is not None and is_compared(ahead) else None
         )
         self.gather: Count | None = module_of(ahead).gather(ahead) if ahead is not None and is_gathered(ahead) else None
-        self.before: Count | None = import_module(job.count_before).count if job.count_before else None
-        self.after: Count | None = import_module(job.count_after).count if job.count_after else None
+        self.counts_before, self.counts_after = job.counts_before, job.counts_after
 
     def through(self, document: Document, repeated: tuple[int, ...], tallies: list[Tally]) -> list[Document]:
         """Take a document through the steps; returns what is left of it."""
@@ -118,8 +118,8 @@ def do(path: Path, items: list[Item]) -> Done:
     done = Done([Tally(name) for name in work.names], len(items))
     keys: list[bytes] = []
     for document, repeated in items:
-        if work.before is not None:
-            done.before.update(work.before(document.text))
+        if work.counts_before:
+            done.before.update(bias.count(document.text))
         for left in work.through(document, repeated, done.tallies):
             done.documents.append(left)
             found = work.keys(left.text) if work.keys else []
@@ -127,7 +127,7 @@ def do(path: Path, items: list[Item]) -> Done:
             done.units.append(len(found))
             if work.gather is not None:
                 done.gathered.update(work.gather(left.text))
-            if work.after is not None:
-                done.after.update(work.after(left.text))
+            if work.counts_after:
+                done.after.update(bias.count(left.text))
     done.keys = b"".join(keys)
     return done

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmpipe.curation import decontaminate, exact_duplicates, language, near_duplicates, quality, repair
+from llmpipe.curation import decontaminate, exact_duplicates, language, near_duplicates, pii, quality, repair
 from llmpipe.errors import did_you_mean
 
 Options = Annotated[
@@ -16,10 +16,11 @@ Options = Annotated[
     | quality.Settings
     | exact_duplicates.Settings
     | near_duplicates.Settings
-    | decontaminate.Settings,
+    | decontaminate.Settings
+    | pii.Settings,
     Field(discriminator="step"),
 ]
-Name = Literal["repair", "language", "quality", "exact_duplicates", "near_duplicates", "decontaminate"]
+Name = Literal["repair", "language", "quality", "exact_duplicates", "near_duplicates", "decontaminate", "pii"]
 NAMES: tuple[str, ...] = Name.__args__  # type: ignore[attr-defined]
 NEEDED = {"language": "keep"}
 """What a step cannot do without."""

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from llmpipe.context import Context
 from llmpipe.curation import Document
-from llmpipe.data import Row, said, storyworld
+from llmpipe.data import Row, noise, said, storyworld
 from llmpipe.data.formats import Conversation, conversations, texts
 from llmpipe.data.hub import revision_of
 from llmpipe.data.labelled import Labelled, labelled
@@ -55,8 +55,8 @@ def read_documents(sources: Sequence[AnySource], ctx: Context, *, part: Part = "
 
 def _documents(source: AnySource, ctx: Context, part: Part) -> Iterator[Document]:
     if isinstance(source, BuiltinSource):
-        made = storyworld.corpus(stories=source.rows or STORIES, seed=ctx.seed, style=source.style)
-        yield from (Document(text, f"storyworld: text {number}") for number, text in enumerate(made, 1))
+        made = planted_stories(source, seed=ctx.seed)
+        yield from (Document(one.text, f"storyworld: text {number}") for number, one in enumerate(made, 1))
         return
     where = ""
 
@@ -69,6 +69,12 @@ def _documents(source: AnySource, ctx: Context, part: Part) -> Iterator[Document
     column = (source.columns or {}).get("text") if isinstance(source, PathSource | HubSource) else None
     for text in texts(placed(), column=column):
         yield Document(text, where)  # of the row just read: `texts` asks for the next one only after this
+
+
+def planted_stories(source: BuiltinSource, *, seed: int) -> Iterator[noise.Planted]:
+    """Yield the stories of storyworld with the faults that were asked for."""
+    made = storyworld.corpus(stories=source.rows or STORIES, seed=seed, style=source.style)
+    return noise.plant(made, share=source.noise, seed=seed)
 
 
 def read_conversations(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Conversation]]:

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from llmpipe.context import Context, Result
 from llmpipe.curation import Document
 from llmpipe.curation.steps import Step
-from llmpipe.settings import Accepts, Artifact, DataSources, StageSettings, Strict
+from llmpipe.settings import Accepts, Artifact, BuiltinSource, DataSources, StageSettings, Strict
 
 if TYPE_CHECKING:
     from llmpipe.curation.engine import Account
@@ -56,6 +56,7 @@ class Settings(StageSettings):
     evaluation: Annotated[DataSources | None, Accepts(("dataset",), fill=False)] = Field(
         None, description="what models will be evaluated on, for the step decontaminate"
     )
+    bias_report: bool = Field(False, description="count groups of people, and what goes with them, before and after")
     processes: int | None = Field(None, ge=1, description="processes at work; one for each core when left out")
 
     def unused_inputs(self) -> frozenset[str]:
@@ -79,7 +80,8 @@ def produces(_settings: Settings) -> Artifact:
 
 def run(settings: Settings, ctx: Context) -> Result:
     """Take all documents through the steps, and write what is left."""
-    from llmpipe.artifact import write_json
+    from llmpipe.artifact import write_json, write_text
+    from llmpipe.curation.bias_picture import picture
     from llmpipe.curation.engine import Account
     from llmpipe.curation.output import Size, write
     from llmpipe.data.sources import read_documents, sides
@@ -93,13 +95,18 @@ def run(settings: Settings, ctx: Context) -> Result:
     texts = (document.text for document in after.watch(cleaned))
     written = write(sides(texts, share=settings.split.validation), folder)
     refuse_nothing(after, account)
-    facts = measures(before, after) | written
-    write_json(ctx.dir / "curation.json", report(account, facts))
+    facts = measures(before, after) | written | against_the_key(settings, ctx)
+    told = report(account, facts)
+    write_json(ctx.dir / "curation.json", told)
+    outputs = ["data", "curation.json"]
+    if "bias" in told:
+        write_text(ctx.dir / "bias.svg", picture(told["bias"]))
+        outputs.append("bias.svg")
     ctx.explain(
         f"Curation looks at every text before a model does: {after.documents:,} of {before.documents:,} documents "
         f"({before.bytes / 1e6:.1f} MB) are left; {written['validation_documents']:,} are set aside to measure on."
     )
-    return Result(outputs=["data", "curation.json"], metrics=facts)
+    return Result(outputs=outputs, metrics=facts)
 
 
 def sample(settings: Settings, ctx: Context, folder: Path) -> dict[str, Any]:
@@ -140,7 +147,8 @@ def clean(
     folder.mkdir(exist_ok=True)
     try:
         with Crew(settings.processes or available_cores()) as crew:
-            yield from Engine(folder, crew, progress, given).run(documents, settings.steps, account)
+            engine = Engine(folder, crew, progress, given, settings.bias_report)
+            yield from engine.run(documents, settings.steps, account)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -156,6 +164,19 @@ def refuse_nothing(after: Size, account: Account) -> None:
         raise DataError("no text is left", hint=hint)
 
 
+def against_the_key(settings: Settings, ctx: Context) -> dict[str, Any]:
+    """Compare what was written with what was planted, where all of the text is storyworld with faults."""
+    from llmpipe.artifact import read_lines
+    from llmpipe.data.noise import score
+    from llmpipe.data.sources import planted_stories
+
+    sources = settings.data or []
+    if len(sources) != 1 or not isinstance(sources[0], BuiltinSource) or not sources[0].noise:
+        return {}
+    written = (row["text"] for path in sorted(ctx.output("dataset").iterdir()) for row in read_lines(path))
+    return score(written, planted_stories(sources[0], seed=ctx.seed))
+
+
 def measures(before: Size, after: Size) -> dict[str, Any]:
     """Return the metrics of a run: documents and text, with their twins from before."""
     return {
@@ -168,4 +189,7 @@ def measures(before: Size, after: Size) -> dict[str, Any]:
 
 def report(account: Account, facts: dict[str, Any]) -> dict[str, Any]:
     """Return what curation.json says."""
-    return {**facts, "steps": [tally.as_json() for tally in account.tallies]}
+    from llmpipe.curation import bias
+
+    people = {"bias": bias.report(account.before, account.after)} if account.before else {}
+    return {**facts, "steps": [tally.as_json() for tally in account.tallies], **people}
