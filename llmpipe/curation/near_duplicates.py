@@ -9,7 +9,6 @@ text goes if an earlier one that stays is.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import xxhash
 from pydantic import Field
 
 from llmpipe.curation import Verdict
@@ -70,12 +70,7 @@ def keys(settings: Settings) -> Callable[[str], list[bytes]]:
         signature.update(runs(words(text), settings.words))
         values = np.array(signature.digest(), dtype="<u4").tobytes()
         parts = (values[start : start + 4 * rows] for start in range(0, len(values), 4 * rows))
-        return [
-            b"".join(
-                hashlib.blake2b(part, digest_size=8, salt=band.to_bytes(2, "little")).digest()
-                for band, part in enumerate(parts)
-            )
-        ]
+        return [b"".join(xxhash.xxh3_64_digest(part, seed=band) for band, part in enumerate(parts))]
 
     return signed
 
