@@ -31,18 +31,17 @@ def count(text: str, groups: Groups | None = None) -> Counter[str]:
     `category/group/word`, sentences that mention the group and hold the word, one that names no group.
     """
     groups = groups or default_groups()
-    counts = Counter({DOCUMENTS: 1})
-    if not (mentions := groups.mentioned(text)):
-        return counts
+    counts, mentions = Counter({DOCUMENTS: 1}), Counter[str]()
+    of_word, stop = groups.of_word, stop_words()
+    for sentence in SENTENCE_END.split(text.lower()):
+        words = WORD.findall(sentence)
+        named = [group for word in words if word in of_word for group in of_word[word]]
+        if named:
+            mentions.update(named)
+            others = {word for word in words if len(word) > 2 and word not in stop and word not in of_word}
+            counts.update(f"{group}/{word}" for group in set(named) for word in others)
     counts.update(mentions)
     counts.update(f"{group}/" for group in mentions)
-    stop = stop_words()
-    for sentence in SENTENCE_END.split(text.lower()):
-        words = set(WORD.findall(sentence))
-        named = {group for word in words & groups.of_word.keys() for group in groups.of_word[word]}
-        if named:
-            others = [word for word in words - groups.of_word.keys() - stop if len(word) > 2]
-            counts.update(f"{group}/{word}" for group in named for word in others)
     return counts
 
 
@@ -114,7 +113,7 @@ def telling_words(own: Counter[str], all_groups: Counter[str]) -> list[tuple[str
     `own` counts the words that stand with the group, `all_groups` those that stand with any group of its category.
     """
     total, others = own.total(), all_groups.total() - own.total()
-    if not others:  # nobody to compare with
+    if not others or len(all_groups) < 2:  # nobody, or nothing, to compare with
         return []
     found = []
     for word, number in own.items():

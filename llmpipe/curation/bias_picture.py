@@ -58,13 +58,12 @@ def _words(shown: list[Row]) -> Iterator[str]:
             yield "  " + shorten(f"- before: {', '.join(before) or '–'}", WORDS_WIDTH - 2, placeholder=" …")
 
 
-WIDTH, LABELS, BAR, GAP = 640, 130, 9, 8
+WIDTH, LABELS, BAR, GAP = 640, 130, 11, 8
 STYLE = """\
-svg { background: #fff; color: #1f2328; font: 12px system-ui, sans-serif }
-text { fill: currentColor } .title { font-weight: 600 } .number { font-size: 10px }
-.before { fill: #9aa4b2 } .after { fill: #2f6fdb }
+text { fill: #1f2328; font: 12px system-ui, sans-serif } .title { font-weight: 600 } .number { font-size: 10px }
+.ground { fill: #fff } .before { fill: #9aa4b2 } .after { fill: #2f6fdb }
 @media (prefers-color-scheme: dark) {
-  svg { background: #0d1117; color: #e6edf3 } .before { fill: #6e7681 } .after { fill: #58a6ff }
+  text { fill: #e6edf3 } .ground { fill: #0d1117 } .before { fill: #6e7681 } .after { fill: #58a6ff }
 }"""
 
 
@@ -82,6 +81,7 @@ def picture(report: dict[str, Any]) -> str:
             y += 2 * BAR + GAP
         y += 12
     legend = (
+        f'<rect class="ground" width="{WIDTH}" height="{y}"/>'
         f'<rect class="before" x="{LABELS}" y="14" width="12" height="{BAR}"/>'
         f'<text x="{LABELS + 18}" y="23">before</text>'
         f'<rect class="after" x="{LABELS + 80}" y="14" width="12" height="{BAR}"/>'
@@ -96,7 +96,7 @@ def picture(report: dict[str, Any]) -> str:
 
 
 def _pair(name: str, before: dict[str, Any], after: dict[str, Any], y: int) -> Iterator[str]:
-    yield f'<text x="{LABELS - 8}" y="{y + BAR + 4}" text-anchor="end">{escape(name)}</text>'
+    yield f'<text x="{LABELS - 8}" y="{y + BAR + 4}" text-anchor="end">{escape(name[:18])}</text>'
     for place, (side, numbers) in enumerate((("before", before), ("after", after))):
         top, width = y + place * BAR, max(1.0, numbers["share"] * (WIDTH - LABELS - 120))
         said = f"{numbers['share']:.1%} ({numbers['mentions']:,})"

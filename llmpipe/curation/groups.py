@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 from llmpipe.errors import did_you_mean
 
 WORD = re.compile(r"[^\W\d_]+")
-MEN, WOMEN = "he him his himself", "she her hers herself"
+MEN, WOMEN = "he him his", "she her hers mrs"
 
 
 def _words_alone(groups: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:

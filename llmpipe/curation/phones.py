@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from llmpipe.curation.spans import Bounds, nearest
+from llmpipe.curation.spans import LONG_NUMBER, Bounds, nearest
 
 CANDIDATE = re.compile(
     r"(?<![\w.:/@=*$€£¥#+-])(?<!\d,)(?:\(?\+ ?)?(?:\(\d|\d)(?:[ \u00a0.()/-]{0,3}\d){6,14}(?![\w%°]|[.,:/]\d|-\d)"
@@ -44,7 +44,7 @@ GROUPING_REGIONS = ("GB", "DE", "FR", "AU", "AT", "CH", "NL", "BE", "SE", "JP", 
 
 def phones(text: str) -> Iterator[Bounds]:
     """Find phone numbers of seven to fifteen digits, extensions included."""
-    for match in CANDIDATE.finditer(text):
+    for match in CANDIDATE.finditer(text) if LONG_NUMBER.search(text) else ():
         start, end = match.span()
         number = match[0]
         if number.startswith("(") and ")" not in number:
@@ -65,24 +65,24 @@ def _is_phone(number: str, text: str, start: int, end: int) -> bool:
 
 
 def _has_country(number: str) -> bool:
-    import phonenumbers
-
+    """Tell whether a country has such numbers; behind a plus, whether it could."""
     with_plus = re.sub(r"^\(?(?:\+|00)", "+", number)
-    try:
-        parsed = phonenumbers.parse(with_plus)
-    except phonenumbers.NumberParseException:
-        return False
-    check = phonenumbers.is_possible_number if "+" in number else phonenumbers.is_valid_number
-    return bool(check(parsed))
+    return _in_plan(with_plus, None, possible="+" in number)
 
 
 def _is_grouped(number: str) -> bool:
     """Tell whether it is written as North American numbers are, or begins with a 0 and is valid in a country's plan."""
     if NORTH_AMERICA.fullmatch(re.sub(r" ?(?:x|ext).*", "", number)):
         return True
-    if not TRUNK.fullmatch(number):
-        return False
+    return bool(TRUNK.fullmatch(number)) and any(_in_plan(number, region) for region in GROUPING_REGIONS)
+
+
+def _in_plan(number: str, region: str | None, *, possible: bool = False) -> bool:
     import phonenumbers
 
-    parsed = [phonenumbers.parse(number, region) for region in GROUPING_REGIONS]
-    return any(phonenumbers.is_valid_number(each) for each in parsed)
+    try:
+        parsed = phonenumbers.parse(number, region)
+    except phonenumbers.NumberParseException:  # such as after a region's prefix for calls abroad, 010 in Japan
+        return False
+    check = phonenumbers.is_possible_number if possible else phonenumbers.is_valid_number
+    return bool(check(parsed))

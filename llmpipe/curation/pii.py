@@ -16,14 +16,14 @@ from typing import Literal
 from pydantic import Field
 
 from llmpipe.curation import Verdict
-from llmpipe.curation.identifiers import cards, emails, ibans, ips, keys
+from llmpipe.curation.identifiers import cards, credentials, emails, ibans, ips
 from llmpipe.curation.phones import phones
 from llmpipe.curation.spans import KINDS, Bounds, Kind, Span
 from llmpipe.settings import Strict
 
 # In this order: a card is no phone number, and an address in front of a domain no IP.
 FINDERS: dict[Kind, Callable[[str], Iterable[Bounds]]] = {
-    "key": keys,
+    "key": credentials,
     "email": emails,
     "iban": ibans,
     "card": cards,
