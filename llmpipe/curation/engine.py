@@ -55,7 +55,8 @@ class Engine:
             given = [self.given.get(len(account.tallies) + place) for place in range(len(within))]
             tallies = [Tally(step.step) for step in within]
             if kept is not None:
-                given[0], tallies[0].told = kept.gathered or given[0], kept.examples
+                tallies[0].told = kept.examples
+                given[0] = kept.gathered if is_gathered(within[0]) else given[0]
             account.tallies += tallies
             counts = self.counts_people and number == 1, self.counts_people and ahead is None
             job = Job(tuple(zip(within, given, strict=True)), ahead, *counts)

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from llmpipe.curation import decontaminate, exact_duplicates, language, near_duplicates, pii, quality, repair
+from llmpipe.curation import (
+    decontaminate,
+    exact_duplicates,
+    language,
+    near_duplicates,
+    pii,
+    quality,
+    repair,
+    reweight,
+    swap,
+    toxicity,
+)
 from llmpipe.errors import did_you_mean
 
 Options = Annotated[
@@ -17,10 +28,24 @@ Options = Annotated[
     | exact_duplicates.Settings
     | near_duplicates.Settings
     | decontaminate.Settings
-    | pii.Settings,
+    | pii.Settings
+    | toxicity.Settings
+    | reweight.Settings
+    | swap.Settings,
     Field(discriminator="step"),
 ]
-Name = Literal["repair", "language", "quality", "exact_duplicates", "near_duplicates", "decontaminate", "pii"]
+Name = Literal[
+    "repair",
+    "language",
+    "quality",
+    "exact_duplicates",
+    "near_duplicates",
+    "decontaminate",
+    "pii",
+    "toxicity",
+    "reweight",
+    "swap",
+]
 NAMES: tuple[str, ...] = Name.__args__  # type: ignore[attr-defined]
 NEEDED = {"language": "keep"}
 """What a step cannot do without."""
