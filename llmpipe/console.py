@@ -195,7 +195,7 @@ class Live:
             self.bar.stop()
 
     def update(self, numbers: dict[str, Any]) -> None:
-        """Show `step`, `max_steps`, `loss`, `tokens_per_s` and `seconds_left`, whichever are known.
+        """Show `step`, `max_steps`, `loss`, `tokens_per_s` and `seconds_left`, or `documents` and `of`.
 
         A stage that samples says `rollout`, `rollouts`, `reward`, `kl` (nats per answer) and `length` (tokens), not
         all of them each time; what it said last stays.
@@ -209,7 +209,8 @@ class Live:
         parts = _rollout_parts(self.known, list(self.rewards.values())) if self.known else _parts(numbers, self.losses)
         if err.is_terminal:
             self.bar.detail = _rollout_details(self.known)
-            self.bar.update(self.task, completed=numbers.get("step"), total=numbers.get("max_steps"), numbers=parts)
+            done, total = numbers.get("step", numbers.get("documents")), numbers.get("max_steps", numbers.get("of"))
+            self.bar.update(self.task, completed=done, total=total, numbers=parts)
         elif time.monotonic() - self.shown_at >= self.PLAIN_EVERY_S:
             self.shown_at = time.monotonic()
             more = [f"length {self.known['length']:.0f}"] if "length" in self.known else []
@@ -225,6 +226,8 @@ def _parts(numbers: dict[str, Any], losses: Sequence[float]) -> list[str]:
     parts = []
     if "step" in numbers:
         parts.append(f"{numbers['step']}/{numbers.get('max_steps', '?')}")
+    if "documents" in numbers:
+        parts.append(f"{numbers['documents']:,} documents")
     if losses:
         parts += [f"loss {losses[-1]:.2f}", sparkline(losses)]
     if "tokens_per_s" in numbers:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RunDir = Annotated[Path | None, typer.Option("--run", metavar="DIR", help="Run directory; runs/NAME when left out.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; curate tries its steps.")]
 InProcess = Annotated[bool, typer.Option("--in-process", help="Run stages in this process, for a debugger.")]
 Processes = Annotated[
     int | None,

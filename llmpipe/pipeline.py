@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from llmpipe import artifact, console, recipe_edit, runner, stages, summary, yaml_tree
 from llmpipe import recipe as recipes
+from llmpipe.context import Context
 from llmpipe.errors import Problem, UsageError
 from llmpipe.plan import Selection, Step, make_plan
 from llmpipe.recipe import Recipe
@@ -155,6 +157,8 @@ def _stages(path: Path) -> dict[str, Any]:
 def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
     if request.dry_run:
         show_plan(recipe, run_dir, request)
+        if request.selection.only:
+            try_curation(recipe, run_dir, request)
         return
     runner.open_run(run_dir)
     with runner.locked(run_dir):
@@ -186,6 +190,20 @@ def show_plan(recipe: Recipe, run_dir: Path, request: Request) -> None:
         return
     header(recipe, run_dir)
     console.show(plan_table(steps))
+
+
+def try_curation(recipe: Recipe, run_dir: Path, request: Request) -> None:
+    """Try the steps of the curate stages that were asked for on their first documents; nothing is kept."""
+    for step in make_plan(recipe, run_dir, selection=request.selection):
+        if step.record.kind == "curate" and step.action not in ("skip", "wait"):
+            from llmpipe.stages import curate
+
+            settings = curate.Settings.model_validate(step.record.settings)
+            ctx = Context(run_dir, step.record, emit=lambda _: None)
+            with tempfile.TemporaryDirectory() as folder:
+                report = curate.sample(settings, ctx, Path(folder))
+            console.say(f"\n{step.name}: the steps on the first {report['documents_before']:,} documents")
+            summary.show_curation(report, step.name)
 
 
 def plan_table(steps: Sequence[Step]) -> Any:

@@ -38,6 +38,9 @@ Action = Literal["run", "rerun", "resume", "skip", "wait"]
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
+NOT_THE_OUTPUT = {"processes"}
+"""Keys of a stage that say how it works, and never what comes out."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -186,7 +189,7 @@ def _shown(source: AnySource) -> str:
 
 def _without(settings: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
     """Leave out of the fingerprint what is identified otherwise or cannot change the output."""
-    kept = {key: value for key, value in settings.items() if key not in inputs}
+    kept = {key: value for key, value in settings.items() if key not in inputs | NOT_THE_OUTPUT}
     if isinstance(kept.get("trainer"), dict):
         kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in COSMETIC}
     return kept

@@ -107,6 +107,7 @@ class BuiltinSource(Strict):
     style: Literal["pirate"] | None = Field(
         None, exclude_if=lambda style: style is None, description="who tells them: pirate; plain when left out"
     )
+    noise: float = Field(0, ge=0, lt=1, exclude_if=lambda share: not share, description="share of faults, for curate")
     weight: Weight = 1.0
 
 
@@ -140,7 +141,6 @@ def _one_source(value: Any) -> Any:
 
 bare_name = BeforeValidator(_one_source)
 """A bare text where a source is expected is a stage's name."""
-
 
 DataSource = Annotated[
     Annotated[StageSource, Tag("stage")]

@@ -12,6 +12,7 @@ from llmpipe import console
 from llmpipe.artifact import Manifest, read_json, read_manifest
 
 LABELS = {
+    "megabytes": "MB of text",
     "reward": "reward, held-out prompts",
     "length": "tokens in an answer",
     "ended_share": "answers that come to an end",
@@ -33,6 +34,7 @@ LABELS = {
 HIDDEN = {"tokens"}
 MAKE_MODELS = ("pretrain", "sft", "lora", "dpo", "kto", "rlhf-ppo")
 SAMPLES = 3
+FINDINGS = 3
 SAMPLE_CHARACTERS = 240
 
 
@@ -67,6 +69,8 @@ def show(run_dir: Path, worked: Sequence[str], *, all_names: Sequence[str]) -> N
     for name, manifest in manifests.items():
         if manifest.kind == "eval" and name in worked:
             show_scores(run_dir / name, name)
+        if manifest.kind == "curate" and name in worked:
+            show_curation(read_json(run_dir / name / "curation.json") or {"steps": []}, name)
         if "samples.json" in manifest.outputs and name in worked:
             show_samples(run_dir / name, name)
     console.say("")
@@ -153,6 +157,40 @@ def show_samples(folder: Path, name: str) -> None:
             for reward in (sample[f"reward_{when}"],)
         ]
         console.show(console.table(rows, right=(1,)))
+
+
+def show_curation(report: dict[str, Any], name: str) -> None:
+    """Show what each step of a curate stage did, and an example of what each took out or changed."""
+    rows = [
+        (
+            step["step"],
+            *(console.number(step[key]) if step[key] else "" for key in ("documents_in", "dropped", "changed")),
+            ", ".join(f"{found} {console.number(count)}" for found, count in list(step["found"].items())[:FINDINGS])
+            + (", …" if len(step["found"]) > FINDINGS else ""),
+        )
+        for step in report["steps"]
+    ]
+    console.say("")
+    console.show(console.table(rows, header=(name, "documents", "dropped", "changed", "found"), right=(1, 2, 3)))
+    if "planted" in report:
+        found = ", ".join(f"{kind} {found} of {all_}" for kind, (found, all_) in report["planted_kinds"].items())
+        recall, precision = (f"{report[f'planted_{name}']:.3f}" for name in ("recall", "precision"))
+        console.say(
+            f"\n  {report['planted']:,} faults were planted: recall {recall}, precision {precision}", style="bold"
+        )
+        console.say(f"  {found}")
+    for step in report["steps"]:
+        for found in list(step["found"])[:1]:
+            example = step["examples"][found][0]
+            like = f", like {example['like']} ({example['jaccard']})" if "like" in example else ""
+            console.say(f"\n  {step['step']}: {found}, {example['where']}{like}", style="bold")
+            told = [(key, example[key]) for key in ("dropped", "kept", "before", "after") if key in example]
+            if told:
+                console.show(console.table(told))
+    if "bias" in report:
+        from llmpipe.curation.bias_picture import table
+
+        console.say("\n" + table(report["bias"]))
 
 
 def _clipped(text: str) -> str:

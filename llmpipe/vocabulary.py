@@ -61,6 +61,13 @@ def _rows(model: type[BaseModel], *, prefix: str) -> Iterator[dict[str, str]]:
                     }
         elif isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             yield from _rows(info.annotation, prefix=f"{name}.")
+        elif isinstance(made := info.get_default(call_default_factory=True), BaseModel):
+            yield from _rows(type(made), prefix=f"{prefix}{name}.")
+        elif steps := [model for model in _listed(info.annotation) if "step" in model.model_fields]:
+            yield {"key": name, "type": "list", "default": _default(info), "help": info.description or ""}
+            for model in steps:
+                rows = _rows(model, prefix=f"{name}.{model.model_fields['step'].default}.")
+                yield from (row for row in rows if not row["key"].endswith(".step"))
         else:
             words = ["count"] if is_count(info.metadata) else list(dict.fromkeys(_words(info.annotation)))
             yield {
@@ -69,6 +76,13 @@ def _rows(model: type[BaseModel], *, prefix: str) -> Iterator[dict[str, str]]:
                 "default": _default(info),
                 "help": info.description or "",
             }
+
+
+def _listed(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models of which a field lists some."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in typing.get_args(annotation) for model in _listed(argument)]
 
 
 def _words(annotation: Any) -> Iterator[str]:

@@ -4,6 +4,12 @@ A step is a module with two names. `Settings` (pydantic, `step: Literal["pii"]`)
 `build(settings)` returns a function of one text, `str -> Verdict`: a pure one, so that texts can be spread over
 processes and a run repeats. A step that has to see the whole corpus first also has `gather(settings)`, which returns a
 function `str -> Counter[str]`; the sum of its counters over the corpus is the second argument of `build`.
+
+A step that compares texts with each other has `keys(settings)` instead, which returns a pure function
+`str -> list[bytes]`: a key for each unit of a text (the text itself, or its paragraphs). `Comparison(settings, folder)`
+takes the keys of all texts in order and says which units repeat an earlier one; `build(settings)` then returns a
+function of a text and the numbers of its units that do, `(str, tuple[int, ...]) -> Verdict`. What it keeps of a corpus
+lies on disk.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from llmpipe.context import Context
-from llmpipe.data import Row, said, storyworld
+from llmpipe.curation import Document
+from llmpipe.data import Row, noise, said, storyworld
 from llmpipe.data.formats import Conversation, conversations, texts
 from llmpipe.data.hub import revision_of
 from llmpipe.data.labelled import Labelled, labelled
@@ -23,6 +24,10 @@ from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, St
 Item = TypeVar("Item")
 Asking = TypeVar("Asking", Conversation, Preference, Labelled, Prompt)
 
+Part = Literal["train", "validation", "all"]
+PARTS = {"train": "train-*.jsonl", "validation": "validation.jsonl"}
+"""The files of a curate stage's data."""
+
 STORIES = 20_000
 STORY_CHATS = 4_000
 STORY_PAIRS = 2_000
@@ -32,21 +37,44 @@ FEW_DOCUMENTS = 20
 """Below this, held-out text is cut from the tail of each document; a hash would hold out a whole book or none."""
 
 
-def read_texts(sources: Sequence[AnySource], ctx: Context) -> Iterator[str]:
-    """Yield the documents of a mix for pretraining or tokenizer training.
+def read_texts(sources: Sequence[AnySource], ctx: Context, *, part: Part = "train") -> Iterator[str]:
+    """Yield the documents of a mix for pretraining or tokenizer training; of a curate stage, a part of its split.
 
     Raises:
         DataError: with every bad row of a source, once all its good rows were yielded.
     """
+    for document in read_documents(sources, ctx, part=part):
+        yield document.text
+
+
+def read_documents(sources: Sequence[AnySource], ctx: Context, *, part: Part = "all") -> Iterator[Document]:
+    """Yield the documents of a mix, each with its place."""
     for number, source in enumerate(sources):
-        yield from _weighted(_texts(source, ctx), source.weight, seed=ctx.seed + number)
+        yield from _weighted(_documents(source, ctx, part), source.weight, seed=ctx.seed + number)
 
 
-def _texts(source: AnySource, ctx: Context) -> Iterator[str]:
+def _documents(source: AnySource, ctx: Context, part: Part) -> Iterator[Document]:
     if isinstance(source, BuiltinSource):
-        return storyworld.corpus(stories=source.rows or STORIES, seed=ctx.seed, style=source.style)
+        made = planted_stories(source, seed=ctx.seed)
+        yield from (Document(one.text, f"storyworld: text {number}") for number, one in enumerate(made, 1))
+        return
+    where = ""
+
+    def placed() -> Iterator[Row]:
+        nonlocal where
+        for row in _rows(source, ctx, part):
+            where = row.where
+            yield row
+
     column = (source.columns or {}).get("text") if isinstance(source, PathSource | HubSource) else None
-    return texts(_rows(source, ctx), column=column)
+    for text in texts(placed(), column=column):
+        yield Document(text, where)  # of the row just read: `texts` asks for the next one only after this
+
+
+def planted_stories(source: BuiltinSource, *, seed: int) -> Iterator[noise.Planted]:
+    """Yield the stories of storyworld with the faults that were asked for."""
+    made = storyworld.corpus(stories=source.rows or STORIES, seed=seed, style=source.style)
+    return noise.plant(made, share=source.noise, seed=seed)
 
 
 def read_conversations(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Conversation]]:
@@ -112,15 +140,28 @@ def _reading(source: AnySource) -> dict[str, Any]:
     return {"columns": source.columns, "format": source.format} if isinstance(source, PathSource | HubSource) else {}
 
 
-def _rows(source: AnySource, ctx: Context) -> Iterator[Row]:
+def rows_of(sources: Sequence[AnySource], ctx: Context) -> Iterator[Row]:
+    """Yield the rows of sources as they are, whatever their columns."""
+    for source in sources:
+        yield from _rows(source, ctx)
+
+
+def _rows(source: AnySource, ctx: Context, part: Part = "train") -> Iterator[Row]:
     if isinstance(source, PathSource):
         return read_rows(expand(source.path, base=Path()))
     if isinstance(source, StageSource):
         folder = ctx.run_dir / source.stage
         found = folder / "data" if (folder / "data").is_dir() else folder / "held_out.jsonl"
+        if part != "all" and _is_split(source, ctx):
+            found /= PARTS[part]
         return read_rows(expand(str(found), base=Path()))
     assert isinstance(source, HubSource)
     return _hub_rows(source, ctx)
+
+
+def _is_split(source: AnySource, ctx: Context) -> bool:
+    """Whether a source is a stage that has set texts aside for validation itself."""
+    return isinstance(source, StageSource) and (ctx.run_dir / source.stage / "data" / PARTS["validation"]).is_file()
 
 
 def _hub_rows(source: HubSource, ctx: Context) -> Iterator[Row]:
@@ -157,30 +198,43 @@ def is_held_out(key: str, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def split_texts(documents: Iterable[str], *, share: float) -> tuple[Iterator[str], list[str]]:
-    """Split documents into those to train on (a stream) and those held out.
+def sides(documents: Iterable[str], *, share: float) -> Iterator[tuple[str, bool]]:
+    """Yield each document with whether it is held out, in their order.
 
-    The held-out list is complete once the stream is used up. With fewer than `FEW_DOCUMENTS` documents, the last
-    `share` of each one's characters is held out.
+    With fewer than `FEW_DOCUMENTS` documents, the last `share` of each one's characters is held out.
     """
     documents = iter(documents)
     first = list(islice(documents, FEW_DOCUMENTS))
+    if len(first) == FEW_DOCUMENTS:
+        yield from ((document, is_held_out(document, share)) for document in chain(first, documents))
+        return
+    for document in first:
+        cut = round(len(document) * (1 - share))
+        yield document[:cut], False
+        if document[cut:]:
+            yield document[cut:], True
+
+
+def split_texts(documents: Iterable[str], *, share: float) -> tuple[Iterator[str], list[str]]:
+    """Split documents into those to train on (a stream) and those held out, complete once the stream is used up."""
     held_out: list[str] = []
 
     def train() -> Iterator[str]:
-        if len(first) < FEW_DOCUMENTS:
-            for document in first:
-                cut = round(len(document) * (1 - share))
-                held_out.extend([document[cut:]] if document[cut:] else [])
-                yield document[:cut]
-            return
-        for document in chain(first, documents):
-            if is_held_out(document, share):
-                held_out.append(document)
+        for text, is_held in sides(documents, share=share):
+            if is_held:
+                held_out.append(text)
             else:
-                yield document
+                yield text
 
     return train(), held_out
+
+
+def read_split(sources: Sequence[AnySource], ctx: Context, *, share: float) -> tuple[Iterator[str], list[str]]:
+    """Split the documents of a mix as `split_texts` does; a curate stage has done it for its own, and that counts."""
+    split = [source for source in sources if _is_split(source, ctx)]
+    train, held_out = split_texts(read_texts([s for s in sources if s not in split], ctx), share=share)
+    held_out += read_texts([source.model_copy(update={"weight": 1.0}) for source in split], ctx, part="validation")
+    return chain(read_texts(split, ctx), train), held_out
 
 
 def split_by_prompt(

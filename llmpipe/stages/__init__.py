@@ -31,6 +31,11 @@ class Stage:
 
 
 STAGES = {
+    "curate": Stage(
+        "llmpipe.stages.curate",
+        "Clean text for training: repair, filter, remove duplicates; every step counted",
+        "--data texts/*.txt",
+    ),
     "tokenizer": Stage("llmpipe.stages.tokenizer", "Train a tokenizer on text", "--data texts/*.txt"),
     "pretrain": Stage(
         "llmpipe.stages.pretrain",

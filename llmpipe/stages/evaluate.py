@@ -42,7 +42,7 @@ class Settings(StageSettings):
         None, description="models to compare, in order"
     )
     data: Annotated[DataSources | None, Accepts(("dataset", "causal-lm"), fill=False)] = Field(
-        None, description="text to measure; a pretrain stage's name means the text it held out, which is the default"
+        None, description="text to measure; a pretrain or curate stage's name means the text it held out"
     )
     suites: list[Suite] = Field(
         default=["perplexity", "samples"], min_length=1, description="perplexity, samples and storyworld"
@@ -167,7 +167,8 @@ def held_out_text(settings: Settings, ctx: Context) -> Iterator[str]:
     """Yield the text to measure."""
     from llmpipe.data.sources import read_texts
 
-    return read_texts(settings.data or [StageSource(stage=pretrained(settings, ctx), weight=1.0)], ctx)
+    sources = settings.data or [StageSource(stage=pretrained(settings, ctx), weight=1.0)]
+    return read_texts(sources, ctx, part="validation")
 
 
 def pretrained(settings: Settings, ctx: Context) -> str:

@@ -249,13 +249,13 @@ def tokenise(settings: Settings, tokenizer: PreTrainedTokenizerBase, ctx: Contex
     """Write train.tokens, held_out.tokens and held_out.jsonl; returns their counts."""
     import json
 
-    from llmpipe.data.sources import read_texts, split_texts
+    from llmpipe.data.sources import read_split
     from llmpipe.errors import DataError
     from llmpipe.training.packing import encode, write_tokens
 
     assert settings.data is not None
     ctx.progress(doing="tokenising")
-    train, held_out = split_texts(read_texts(settings.data, ctx), share=settings.held_out.share)
+    train, held_out = read_split(settings.data, ctx, share=settings.held_out.share)
     size = len(tokenizer)
     documents, tokens = write_tokens(encode(train, tokenizer), ctx.dir / "train.tokens", vocab_size=size)
     if tokens < settings.context:

@@ -31,11 +31,15 @@ stages:
   left: {kind: rloo, data: {path: a.txt}, model: base, reward: judge}
   group: {kind: grpo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base}
+  corpus: {kind: curate, data: {path: a.txt}, steps: [decontaminate], evaluation: {path: a.txt}}
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
-NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores"}
+NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores", "curate": "corpus"}
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
+    "evaluation": {"path": "b.txt"},
+    "steps": [{"step": "decontaminate", "words": 8}],
+    "split": {"validation": 0.1},
     "tokenizer": "other",
     "model": {"size": "2M"},
     "models": ["chat"],
@@ -98,6 +102,7 @@ def another(annotation: Any, value: Any) -> Any:
 
 
 KEYS = [(kind, key) for kind in stages.STAGES for key in stages.load(kind).Settings.model_fields if key != "kind"]
+KEYS.remove(("curate", "processes"))
 
 
 @pytest.mark.parametrize("kind", stages.STAGES)
@@ -106,6 +111,12 @@ def test_a_stage_reads_the_settings_that_a_plan_writes_down(place: Path, kind: s
     record = plan()[NAMES[kind]].record
     settings = stages.load(kind).Settings.model_validate(json.loads(record.model_dump_json())["settings"])
     assert settings.model_dump(mode="json") == record.settings
+
+
+def test_the_number_of_processes_does_not_count(place: Path) -> None:
+    before, after = plan()["corpus"].record, plan("corpus.processes=3")["corpus"].record
+    assert before.settings != after.settings
+    assert before.fingerprint == after.fingerprint
 
 
 def test_every_kind_is_in_the_table() -> None:

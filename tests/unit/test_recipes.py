@@ -12,7 +12,7 @@ from llmpipe import recipe as recipes
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
-STUBS = {"shakespeare-cpu": ["tinyshakespeare.txt"]}
+STUBS = {"shakespeare-cpu": ["tinyshakespeare.txt"], "curate-web": ["pages.jsonl", "eval.jsonl"]}
 """Files that a recipe's first lines tell the user to fetch."""
 
 

@@ -1,0 +1,195 @@
+"""curate: makes better text of text, by a list of steps. Reads text; writes `data/`, split, and `curation.json`.
+
+    corpus:
+      kind: curate
+      data: {path: "texts/*.jsonl"}
+      steps: [repair, {step: language, keep: [en]}, quality, exact_duplicates, near_duplicates]
+
+The steps are taken in the order of the recipe. curation.json says what each of them did, with examples. Stages that
+read this one train on `data/train-*.jsonl` and measure on `data/validation.jsonl`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from llmpipe.context import Context, Result
+from llmpipe.curation import Document
+from llmpipe.curation.steps import Step
+from llmpipe.settings import Accepts, Artifact, BuiltinSource, DataSources, StageSettings, Strict
+
+if TYPE_CHECKING:
+    from llmpipe.curation.engine import Account
+    from llmpipe.curation.output import Size
+
+VERSION = 1
+
+SAMPLE_DOCUMENTS = 1_000
+
+
+class Split(Strict):
+    """Which texts are set aside."""
+
+    validation: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="share of the texts, by their hash, that stages after this measure on",
+    )
+
+
+class Settings(StageSettings):
+    """What `kind: curate` understands."""
+
+    kind: Literal["curate"] = Field("curate", description="which stage this is")
+    data: Annotated[DataSources | None, Accepts(("dataset",))] = Field(None, description="text to clean")
+    steps: list[Step] = Field(
+        min_length=1, description="what is done, in this order: a step's name, or {step: NAME, ...} with its options"
+    )
+    split: Split = Field(default_factory=Split, description="which texts are set aside")
+    evaluation: Annotated[DataSources | None, Accepts(("dataset",), fill=False)] = Field(
+        None, description="what models will be evaluated on, for the step decontaminate"
+    )
+    bias_report: bool = Field(False, description="count groups of people, and what goes with them, before and after")
+    processes: int | None = Field(None, ge=1, description="processes at work; one for each core when left out")
+
+    def unused_inputs(self) -> frozenset[str]:
+        """Evaluation files are for one step."""
+        return frozenset({"evaluation"})
+
+    @model_validator(mode="after")
+    def _evaluation_is_used(self) -> Settings:
+        wanted = any(step.step == "decontaminate" for step in self.steps)
+        if wanted and self.evaluation is None:
+            raise ValueError("decontaminate needs to know what to look for: evaluation: {path: FILES}")
+        if self.evaluation is not None and not wanted:
+            raise ValueError("no step reads `evaluation:`; add decontaminate to the steps, or leave it out")
+        return self
+
+
+def produces(_settings: Settings) -> Artifact:
+    """Say what comes out."""
+    return "dataset"
+
+
+def run(settings: Settings, ctx: Context) -> Result:
+    """Take all documents through the steps, and write what is left."""
+    from llmpipe.artifact import write_json, write_text
+    from llmpipe.curation.bias_picture import picture
+    from llmpipe.curation.engine import Account
+    from llmpipe.curation.output import Size, write
+    from llmpipe.data.sources import read_documents, sides
+
+    if ctx.rank:
+        return Result([], {})
+    assert settings.data is not None
+    account, before, after, folder = Account(), Size(), Size(), ctx.output("dataset")
+    folder.mkdir()
+    cleaned = clean(settings, ctx, before.watch(read_documents(settings.data, ctx)), account, folder=ctx.dir / "work")
+    texts = (document.text for document in after.watch(cleaned))
+    written = write(sides(texts, share=settings.split.validation), folder)
+    refuse_nothing(after, account)
+    facts = measures(before, after) | written | against_the_key(settings, ctx)
+    told = report(account, facts)
+    write_json(ctx.dir / "curation.json", told)
+    outputs = ["data", "curation.json"]
+    if "bias" in told:
+        write_text(ctx.dir / "bias.svg", picture(told["bias"]))
+        outputs.append("bias.svg")
+    ctx.explain(
+        f"Curation looks at every text before a model does: {after.documents:,} of {before.documents:,} documents "
+        f"({before.bytes / 1e6:.1f} MB) are left; {written['validation_documents']:,} are set aside to measure on."
+    )
+    return Result(outputs=outputs, metrics=facts)
+
+
+def sample(settings: Settings, ctx: Context, folder: Path) -> dict[str, Any]:
+    """Try the steps on the first documents; returns what curation.json would say, and writes below `folder` only."""
+    from llmpipe.curation.engine import Account
+    from llmpipe.curation.output import Size
+    from llmpipe.data.sources import read_documents
+
+    assert settings.data is not None
+    account, before, after = Account(), Size(), Size()
+    documents = before.watch(islice(read_documents(settings.data, ctx), SAMPLE_DOCUMENTS))
+    for _ in after.watch(clean(settings, ctx, documents, account, folder=folder)):
+        pass
+    return report(account, measures(before, after))
+
+
+def clean(
+    settings: Settings, ctx: Context, documents: Iterable[Document], account: Account, *, folder: Path
+) -> Iterator[Document]:
+    """Yield what the steps leave of the documents; files of the engine come into `folder`, which goes again."""
+    from llmpipe.curation.crew import Crew, available_cores
+    from llmpipe.curation.decontaminate import hashes_of
+    from llmpipe.curation.engine import Engine
+    from llmpipe.data.sources import rows_of
+    from llmpipe.errors import StoppedError
+
+    def progress(**numbers: Any) -> None:
+        ctx.progress(**numbers)
+        if how := ctx.stop_requested():
+            hint = "the same command begins this stage again"
+            raise StoppedError("stopped; nothing of this stage is kept", hint=hint, interrupted=how == "interrupt")
+
+    given = {
+        number: hashes_of((row.value for row in rows_of(settings.evaluation or [], ctx)), step)
+        for number, step in enumerate(settings.steps)
+        if step.step == "decontaminate"
+    }
+    folder.mkdir(exist_ok=True)
+    try:
+        with Crew(settings.processes or available_cores()) as crew:
+            engine = Engine(folder, crew, progress, given, settings.bias_report)
+            yield from engine.run(documents, settings.steps, account)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_nothing(after: Size, account: Account) -> None:
+    """Refuse steps that leave no text, naming the one that dropped most."""
+    from llmpipe.errors import DataError
+
+    if not after.documents:
+        most = max(account.tallies, key=lambda tally: tally.dropped)
+        why = ", ".join(name for name, _ in most.found.most_common(3))
+        hint = f"{most.step} dropped {most.dropped:,} documents ({why}); ask less of it"
+        raise DataError("no text is left", hint=hint)
+
+
+def against_the_key(settings: Settings, ctx: Context) -> dict[str, Any]:
+    """Compare what was written with what was planted, where all of the text is storyworld with faults."""
+    from llmpipe.artifact import read_lines
+    from llmpipe.data.noise import score
+    from llmpipe.data.sources import planted_stories
+
+    sources = settings.data or []
+    if len(sources) != 1 or not isinstance(sources[0], BuiltinSource) or not sources[0].noise:
+        return {}
+    written = (row["text"] for path in sorted(ctx.output("dataset").iterdir()) for row in read_lines(path))
+    return score(written, planted_stories(sources[0], seed=ctx.seed))
+
+
+def measures(before: Size, after: Size) -> dict[str, Any]:
+    """Return the metrics of a run: documents and text, with their twins from before."""
+    return {
+        "documents": after.documents,
+        "documents_before": before.documents,
+        "megabytes": round(after.bytes / 1e6, 3),
+        "megabytes_before": round(before.bytes / 1e6, 3),
+    }
+
+
+def report(account: Account, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what curation.json says."""
+    from llmpipe.curation import bias
+
+    people = {"bias": bias.report(account.before, account.after)} if account.before else {}
+    return {**facts, "steps": [tally.as_json() for tally in account.tallies], **people}
