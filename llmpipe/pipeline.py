@@ -199,7 +199,9 @@ def try_curation(recipe: Recipe, run_dir: Path, request: Request) -> None:
             from llmpipe.stages import curate
 
             settings = curate.Settings.model_validate(step.record.settings)
-            ctx = Context(run_dir, step.record, emit=lambda _: None)
+            ctx = Context(
+                run_dir, step.record, emit=lambda _: None, rank=1
+            )  # which writes nothing to the run directory
             with tempfile.TemporaryDirectory() as folder:
                 report = curate.sample(settings, ctx, Path(folder))
             console.say(f"\n{step.name}: the steps on the first {report['documents_before']:,} documents")

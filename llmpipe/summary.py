@@ -173,12 +173,11 @@ def show_curation(report: dict[str, Any], name: str) -> None:
     console.say("")
     console.show(console.table(rows, header=(name, "documents", "dropped", "changed", "found"), right=(1, 2, 3)))
     if "planted" in report:
-        found = ", ".join(f"{kind} {found} of {all_}" for kind, (found, all_) in report["planted_kinds"].items())
         recall, precision = (f"{report[f'planted_{name}']:.3f}" for name in ("recall", "precision"))
-        console.say(
-            f"\n  {report['planted']:,} faults were planted: recall {recall}, precision {precision}", style="bold"
-        )
-        console.say(f"  {found}")
+        planted = f"{report['planted']:,} faults were planted: recall {recall}, precision {precision}"
+        console.say(f"\n  {planted}", style="bold")
+        kinds = report["planted_kinds"].items()
+        console.show(console.table([(kind, f"{found} of {planted}") for kind, (found, planted) in kinds]))
     for step in report["steps"]:
         for found in list(step["found"])[:1]:
             example = step["examples"][found][0]

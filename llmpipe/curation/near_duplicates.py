@@ -94,7 +94,7 @@ def alike(part: Pairs) -> list[tuple[int, int, float]]:
     """Return the pairs that are similar enough, each with its Jaccard similarity."""
     shelf = Shelf(part.spool)
 
-    @lru_cache(maxsize=64)
+    @lru_cache(maxsize=16)
     def shingles(number: int) -> frozenset[str]:
         return frozenset(runs(words(shelf[number].text), part.settings.words))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HEAD = struct.Struct("<III")  # bytes of `where`, bytes of the text, units
 OFFSET = struct.Struct("<Q")
 BUCKETS = 256
-HELD_BYTES = 8 << 20
+HELD_BYTES = 2 << 20
 
 
 class Spool:

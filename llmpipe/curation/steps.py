@@ -1,4 +1,4 @@
-"""The steps that may stand in a recipe, and the one list that names them."""
+"""The steps that may stand in a recipe, and the one list of them: a new one takes its file, and two lines here."""
 
 from __future__ import annotations
 

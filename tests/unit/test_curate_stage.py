@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from llmpipe import console, summary, yaml_tree
 from llmpipe import recipe as recipes
-from llmpipe import yaml_tree
 from llmpipe.artifact import StepRecord
 from llmpipe.cli import app
 from llmpipe.context import Context, Result
 from llmpipe.curation import output
-from llmpipe.data import sources, storyworld
+from llmpipe.data import noise, sources, storyworld
 from llmpipe.errors import DataError, RecipeError, StoppedError
 from llmpipe.settings import BuiltinSource, PathSource, StageSource
 from llmpipe.stages import curate
@@ -201,3 +201,38 @@ def test_a_try_shows_the_report_and_writes_nothing(tmp_path: Path, monkeypatch: 
     assert "corpus: the steps on the first 1,000 documents" in done.stderr
     assert "exact_duplicates      1,000      999           repeated text 999" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml", "rows.jsonl"]
+
+
+def test_the_report_fits_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(console, "err", console.Console(stderr=True, highlight=False, soft_wrap=True, width=80))
+    example = {"where": "a.txt:9", "like": "a.txt:2", "jaccard": 0.91, "dropped": "Once upon a time", "kept": "Once"}
+    found = {"near duplicate": 1200, "a": 3, "b": 2, "c": 1}
+    step = {"step": "near_duplicates", "documents_in": 21_625, "dropped": 1206, "changed": 0, "found": found}
+    report = {
+        "steps": [{**step, "examples": {"near duplicate": [example]}}],
+        "planted": 1949,
+        "planted_recall": 1.0,
+        "planted_precision": 0.9987,
+        "planted_kinds": {kind: [325, 325] for kind in noise.KINDS},
+    }
+    summary.show_curation(report, "corpus")
+    assert (
+        capsys.readouterr().err
+        == """
+  corpus           documents  dropped  changed  found
+  near_duplicates     21,625    1,206           near duplicate 1,200, a 3, b 2,
+                                                …
+
+  1,949 faults were planted: recall 1.000, precision 0.999
+  copy            325 of 325
+  near copy       325 of 325
+  menu            325 of 325
+  other language  325 of 325
+  personal data   325 of 325
+  broken letters  325 of 325
+
+  near_duplicates: near duplicate, a.txt:9, like a.txt:2 (0.91)
+  dropped  Once upon a time
+  kept     Once
+"""
+    )
