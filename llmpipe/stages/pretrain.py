@@ -38,8 +38,6 @@ from llmpipe.settings import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmpipe.artifact import Gate
-
 VERSION = 1
 
 DEFAULTS: dict[str, Any] = {
@@ -207,18 +205,8 @@ def run(settings: Settings, ctx: Context) -> Result:
             metrics |= {"bits_per_byte": after, "bits_per_byte_before": before}
         models.save(trainer.model, tokenizer, ctx.output(produces(settings)))
     outputs = ["model", "held_out.jsonl"] if len(held_out) else ["model"]
-    return Result(outputs=outputs, metrics=metrics | facts, gates=gates(trainer.model, tokenizer, settings, packs))
-
-
-def gates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings, packs: bool) -> list[Gate]:
-    """Check on the trained weights what was checked on the first ones, which attend to nothing in particular."""
-    from llmpipe.artifact import Gate
-    from llmpipe.training.objectives import keeps_apart
-
-    if not packs:
-        return []
-    apart = keeps_apart(model, tokenizer, settings.objective)
-    return [Gate(name="packed-documents-apart", passed=apart, why="a document that sees its neighbour learns from it")]
+    gates = [objectives.gate(trainer.model, tokenizer, settings.objective)] if packs else []
+    return Result(outputs=outputs, metrics=metrics | facts, gates=gates)
 
 
 def bits_per_byte(
