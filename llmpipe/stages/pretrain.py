@@ -141,9 +141,9 @@ class Settings(SupervisedSettings):
     def _made_for_it(cls, model: Model, info: ValidationInfo) -> Model:
         objective = info.data.get("objective", "causal")
         if isinstance(model, BuiltModel) and (problem := objective_problem(model.arch, objective)):
-            raise PydanticCustomError("arch", "{problem}", {"problem": problem})
+            raise PydanticCustomError("source", "{problem}", {"problem": problem})
         if isinstance(model, GgufSource) and objective != "causal":
-            raise PydanticCustomError("arch", "a GGUF file holds a causal model", {})
+            raise PydanticCustomError("source", "a GGUF file holds a causal model", {})
         return model
 
     @model_validator(mode="after")

@@ -213,7 +213,7 @@ def test_draws_depend_on_the_seed_the_epoch_and_the_row_alone(objective, mended,
     tokenizer = mended(objective, SHAPES[objective][0])
     model = make(objective, tokenizer)
     rows = rows_of(objective, model, tokenizer, tmp_path, TEXTS * 4)
-    assert rows.facts["padding_share"] < 0.1 < 0.4 < rows.facts["padding_share_unpacked"]
+    assert rows.facts["padding_share"] < 0.2 < 0.3 < rows.facts["padding_share_unpacked"]
     first = rows.__getitems__([0, 1])
     rows.__getitems__([1])
     alone = rows.__getitems__([1])

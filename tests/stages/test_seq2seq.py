@@ -81,7 +81,6 @@ def test_sft_teaches_an_encoder_decoder_and_eval_asks_it(folder, tmp_path) -> No
     assert made.metrics["held_out_perplexity"] == pytest.approx(
         torch.tensor(made.metrics["held_out_loss"]).exp().item()
     )
-    assert made.metrics["padding_share"] < made.metrics["padding_share_unpacked"] + 0.1
     assert {gate.name: gate.passed for gate in made.gates} == {"pad-is-not-end": True, "packed-documents-apart": True}
 
     with pytest.raises(StageError) as error:

@@ -92,7 +92,7 @@ MISTAKES = {
     ),
     "architecture of another objective": (
         TOK + BASE.replace("{size: 1M}", "{arch: bert}, objective: denoising"),
-        ["stages.base.model.arch: bert is not for objective: denoising, as t5 and bart are, but for causal or masked"],
+        ["stages.base.model: bert is not for objective: denoising, as t5 and bart are, but for causal or masked"],
     ),
     "whole words of no mask": (
         TOK + BASE.replace("1M}", "1M}, whole_word: true"),
