@@ -17,7 +17,7 @@ from tests.real.shared import needs_shared, real
 from tests.stages.tiny import context_for, run_stage
 
 CONTEXT = 64
-TRAINER = {"max_steps": 250, "per_device_train_batch_size": 16, "warmup_steps": 25, "eval_steps": 250}
+TRAINER = {"max_steps": 150, "per_device_train_batch_size": 16, "warmup_steps": 15, "eval_steps": 150}
 
 
 @pytest.fixture(scope="module")
