@@ -134,7 +134,7 @@ def _write(
         reward = reward_model.load(source, ctx)
         model, tokenizer = reward.model, reward.tokenizer
     else:
-        model, tokenizer = models.load(source, ctx)
+        model, tokenizer = models.load(source, ctx, kinds=tuple(models.CLASSES))
     done.parameters = model.num_parameters()
     if gguf:
         done.gguf = _write_gguf(model, tokenizer, folder / "gguf" / f"{name}-{gguf}.gguf", gguf, name)
@@ -149,6 +149,7 @@ def _write(
         reward=is_reward,
         chat=bool(tokenizer.chat_template),
         gguf=done.gguf["file"] if done.gguf else None,
+        kind="causal-lm" if is_reward else models.kind_of(model.config, ()),
     )
     return cards.card(run, manifest.name, facts)
 
