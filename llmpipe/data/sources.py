@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from llmpipe.context import Context
-from llmpipe.data import Row, said, storyworld
+from llmpipe.data import Problems, Row, said, storyworld
+from llmpipe.data.bad_rows import collecting
 from llmpipe.data.formats import Conversation, conversations, texts
 from llmpipe.data.hub import revision_of
 from llmpipe.data.labelled import Labelled, labelled
 from llmpipe.data.preferences import Preference, Prompt, preferences
 from llmpipe.data.prompts import prompts
+from llmpipe.data.readers import checked
 from llmpipe.data.rows import expand, read_rows
 from llmpipe.errors import DataError, StageError
 from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, StageSource
@@ -38,69 +40,64 @@ def read_texts(sources: Sequence[AnySource], ctx: Context) -> Iterator[str]:
     Raises:
         DataError: with every bad row of a source, once all its good rows were yielded.
     """
-    for number, source in enumerate(sources):
-        yield from _weighted(_texts(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _texts)
 
 
-def _texts(source: AnySource, ctx: Context) -> Iterator[str]:
+def _texts(source: AnySource, ctx: Context, problems: Problems) -> Iterator[str]:
     if isinstance(source, BuiltinSource):
         return storyworld.corpus(stories=source.rows or STORIES, seed=ctx.seed, style=source.style)
     column = (source.columns or {}).get("text") if isinstance(source, PathSource | HubSource) else None
-    return texts(_rows(source, ctx), column=column)
+    return texts(_rows(source, ctx, problems), column=column, problems=problems)
 
 
 def read_conversations(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Conversation]]:
     """Yield the conversations of a mix for supervised fine-tuning, each with the row it came from."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_conversations(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _conversations)
 
 
-def _conversations(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Conversation]]:
+def _conversations(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Conversation]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.instructions(rows=source.rows or STORY_CHATS, seed=ctx.seed, style=source.style)
         return conversations(_story_rows(made), format="messages")
-    return conversations(_rows(source, ctx), **_reading(source))
+    return conversations(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def read_preferences(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Preference]]:
     """Yield the preferences of a mix for a reward model, each with the row it came from; a row may have several."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_preferences(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _preferences)
 
 
-def _preferences(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Preference]]:
+def _preferences(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Preference]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed, style=source.style)
         return preferences(_story_rows(made), format="prompt-pairs")
-    return preferences(_rows(source, ctx), **_reading(source))
+    return preferences(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def read_labelled(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Labelled]]:
     """Yield the answers of a mix for KTO, good and bad, each with the row it came from; a row may have several."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_labelled(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _labelled)
 
 
-def _labelled(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Labelled]]:
+def _labelled(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Labelled]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed)
         return labelled(_story_rows(made), format="prompt-pairs")
-    return labelled(_rows(source, ctx), **_reading(source))
+    return labelled(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def read_prompts(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Prompt]]:
     """Yield the prompts of a mix for PPO, each with the row it came from; of one source, each once."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_prompts(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _prompts)
 
 
-def _prompts(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Prompt]]:
+def _prompts(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Prompt]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.prompts(rows=source.rows or STORY_PROMPTS, seed=ctx.seed)
         # Not read as rows are, for there are only so many prompts, and `rows` says how many to give.
         asked = (Prompt([said(turn["role"], turn["content"]) for turn in row["prompt"]]) for row in made)
         return ((Row(f"storyworld: row {n}", {}), prompt) for n, prompt in enumerate(asked, 1))
-    return prompts(_rows(source, ctx), **_reading(source))
+    return prompts(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def _story_rows(made: Iterable[storyworld.Row]) -> Iterator[Row]:
@@ -112,18 +109,18 @@ def _reading(source: AnySource) -> dict[str, Any]:
     return {"columns": source.columns, "format": source.format} if isinstance(source, PathSource | HubSource) else {}
 
 
-def _rows(source: AnySource, ctx: Context) -> Iterator[Row]:
+def _rows(source: AnySource, ctx: Context, problems: Problems) -> Iterator[Row]:
     if isinstance(source, PathSource):
-        return read_rows(expand(source.path, base=Path()))
+        return read_rows(expand(source.path, base=Path()), problems=problems)
     if isinstance(source, StageSource):
         folder = ctx.run_dir / source.stage
         found = folder / "data" if (folder / "data").is_dir() else folder / "held_out.jsonl"
         return read_rows(expand(str(found), base=Path()))
     assert isinstance(source, HubSource)
-    return _hub_rows(source, ctx)
+    return _hub_rows(source, ctx, problems)
 
 
-def _hub_rows(source: HubSource, ctx: Context) -> Iterator[Row]:
+def _hub_rows(source: HubSource, ctx: Context, problems: Problems) -> Iterator[Row]:
     import datasets
 
     revision = revision_of(source, ctx, kind="dataset")
@@ -136,7 +133,20 @@ def _hub_rows(source: HubSource, ctx: Context) -> Iterator[Row]:
         message = f"{source.hub} cannot be loaded: {error}".splitlines()[0]
         raise StageError(message, hint="a copy on disk works as {path: FILES}") from error
     for number, row in enumerate(found, 1):
-        yield Row(f"{source.hub}[{source.split}]: row {number}", dict(row))
+        item = checked(dict(row), f"{source.hub}[{source.split}]: row {number}")
+        if isinstance(item, Row):
+            yield item
+        else:
+            problems.add(item)
+
+
+def _mixed(
+    sources: Sequence[AnySource], ctx: Context, read: Callable[[AnySource, Context, Problems], Iterator[Item]]
+) -> Iterator[Item]:
+    """Yield what is read from each source, as often as its weight says, one source after the other."""
+    for number, source in enumerate(sources):
+        with collecting(source, ctx) as problems:
+            yield from _weighted(read(source, ctx, problems), source.weight, seed=ctx.seed + number)
 
 
 def _weighted(items: Iterable[Item], weight: float, *, seed: int) -> Iterator[Item]:

@@ -29,7 +29,7 @@ LAYERS = [
     {"stages"},
     {"architectures", "curation", "data", "context"},
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
-    {"errors", "console"},
+    {"errors", "console", "reading"},
 ]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors", "gguf"}
 

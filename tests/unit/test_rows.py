@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmpipe.data import Problems
 from llmpipe.data.rows import Row, expand, read_rows
 from llmpipe.errors import DataError, ExitCode
 
@@ -26,9 +27,11 @@ def read(*names: str, limit: int = 20) -> tuple[list[Row], list[str]]:
     """Return the rows and the problems of files."""
     rows: list[Row] = []
     problems: list[str] = []
+    noted = Problems(limit)
     try:
-        for row in read_rows([Path(name) for name in names], limit_problems=limit):
+        for row in read_rows([Path(name) for name in names], problems=noted):
             rows.append(row)
+        noted.raise_any()
     except DataError as error:
         assert error.code == ExitCode.DATA
         problems = [str(problem) for problem in error.problems]

@@ -1,0 +1,18 @@
+"""The keys that say how the rows of a source are read; the sources that have them are in `settings`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Weight = Annotated[float, Field(gt=0, description="how often rows are seen in a mix; 2 repeats, 0.5 halves them")]
+Columns = Annotated[dict[str, str] | None, Field(description="your column for each of ours: {instruction: question}")]
+RowFormat = Annotated[str | None, Field(description="row format; detected from the columns when left out")]
+OnBadRows = Annotated[
+    Literal["error", "skip", "quarantine"],
+    Field(
+        description="error names them all and stops; skip counts them; quarantine also keeps them in bad_rows.jsonl",
+        exclude_if=lambda how: how == "error",
+    ),
+]
