@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe import artifact, console, recipe_edit, runner, stages, summary, yaml_tree
+from llmpipe import artifact, console, packages, recipe_edit, runner, stages, summary, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.errors import Problem, UsageError
 from llmpipe.plan import Selection, Step, make_plan
@@ -160,7 +160,8 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
     with runner.locked(run_dir):
         steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
         runner.refuse_code(steps, request.options)
-        runner.refuse_without_gguf(steps)
+        packages.refuse_without_gguf(steps)
+        packages.refuse_without_readers(steps)
         recipe_edit.keep(run_dir, text)
         header(recipe, run_dir)
         console.show(plan_table(steps))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import glob
 import gzip
+import os
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,17 +18,21 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from llmpipe.data import PassedOver, Problems, Row
-from llmpipe.data.readers import Reader, csv_parquet, documents, json_rows
+from llmpipe.data.readers import Reader, books, code, csv_parquet, documents, json_rows, optional, web
 from llmpipe.errors import DataError, Problem, did_you_mean
 
 __all__ = ["READERS", "Row", "expand", "read_rows", "shown"]
 
+ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+PACKED = {".gz": "gzip", ".zst": "zstd"}
 NOT_TEXT = {
     b"\x1f\x8b": "the file is gzip-compressed; let its name end in .gz",
+    b"\x28\xb5\x2f\xfd": "the file is zstd-compressed; let its name end in .zst",
     b"\xff\xfe": "the file is UTF-16; save it as UTF-8",
     b"\xfe\xff": "the file is UTF-16; save it as UTF-8",
     b"PK\x03\x04": "the file is a zip archive; unpack it first",
     b"PAR1": "the file is parquet; let its name end in .parquet",
+    b"%PDF": "the file is a pdf; let its name end in .pdf",
 }
 
 
@@ -36,8 +42,10 @@ def read_rows(paths: Sequence[Path], *, problems: Problems | None = None) -> Ite
     `problems` takes note of them instead, for the caller to raise when the rows have been looked into.
     """
     noted = problems or Problems()
+    below = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
     for path in paths:
-        for item in _read(path):
+        by_name = code.passed_over(path.absolute(), below=below) if _suffix(path) in code.LANGUAGES else None
+        for item in [by_name] if by_name else _read(path):
             if isinstance(item, Row):
                 yield item
             elif isinstance(item, PassedOver):
@@ -48,16 +56,20 @@ def read_rows(paths: Sequence[Path], *, problems: Problems | None = None) -> Ite
         noted.raise_any()
 
 
-def expand(pattern: str, *, base: Path) -> list[Path]:
+def expand(pattern: str, *, base: Path, format: str | None = None) -> list[Path]:
     """Return the files that a path, a directory or a glob (`**` allowed) means below `base`, sorted.
 
-    A directory means the files below it that can be read here; hidden ones are left out.
+    A directory means the files below it that can be read here; hidden ones are left out. Source code is meant by the
+    format `code` alone: scripts often lie beside the data that they made.
     """
     path = base / Path(pattern).expanduser()
     if path.is_dir():
         below = [path / name for name in glob.glob("**/*", root_dir=path, recursive=True)]
-        found = [file for file in below if file.is_file() and _suffix(file) in READERS]
+        known = code.LANGUAGES if format == "code" else READERS.keys() - code.LANGUAGES
+        found = [file for file in below if file.is_file() and _suffix(file) in known]
         what = f"no file in this directory can be read; known are {_known()}"
+        if format != "code" and any(_suffix(file) in code.LANGUAGES for file in below):
+            what = "only source code is in this directory; `format: code` reads it"
     else:
         # A file's own name comes before its reading as a pattern: "chat[1].jsonl" is a name that people have.
         names = glob.glob(str(Path(pattern).expanduser()), root_dir=base, recursive=True)
@@ -82,48 +94,69 @@ def _near(path: Path) -> str:
 
 
 def _suffix(path: Path) -> str:
-    return PurePath(path.name.lower().removesuffix(".gz")).suffix
+    name = path.name.lower()
+    return PurePath(name.removesuffix(next((end for end in PACKED if name.endswith(end)), ""))).suffix
+
+
+def needed(path: Path) -> set[str]:
+    """Name the modules that reading a file takes and that may be missing."""
+    return {NEEDS[suffix] for suffix in (path.suffix.lower(), _suffix(path)) if suffix in NEEDS}
 
 
 def _known() -> str:
-    return f"{', '.join(READERS)}, each also with .gz"
+    listed = ", ".join(suffix for suffix in READERS if suffix not in code.LANGUAGES)
+    return f"{listed}, each also with {' or '.join(PACKED)}, and source code"
+
+
+def _open(path: Path) -> Any:
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.GzipFile(path)
+        case ".zst":
+            return optional(ZSTD).ZstdFile(path)
+    return path.open("rb", buffering=0)
 
 
 def _read(path: Path) -> Iterator[Row | Problem | PassedOver]:
     """Yield what is in one file, good and bad."""
     name, suffix = shown(path), _suffix(path)
+    failures: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
+    if path.suffix.lower() == ".zst":
+        failures = (*failures, optional(ZSTD).ZstdError)
     try:
-        raw: Any = gzip.GzipFile(path) if path.suffix.lower() == ".gz" else path.open("rb", buffering=0)
-        with BufferedReader(raw) as file:
+        with BufferedReader(_open(path)) as file:
             head = file.peek(4)
             wrong = next((why for magic, why in NOT_TEXT.items() if head.startswith(magic)), None)
             if suffix not in READERS:
                 wrong = f"files with the suffix {suffix!r} cannot be read; known are {_known()}"
             elif not head:
                 wrong = "the file is empty"
-            elif suffix == ".parquet" or wrong is None:
+            elif suffix in BINARY or wrong is None:
                 wrong = "the file holds no data"
                 for item in READERS[suffix](file, name):
                     wrong = None
                     yield item
             if wrong:
                 yield Problem(wrong, name)
-    except (OSError, EOFError, zlib.error) as error:
+    except failures as error:
         yield Problem(_failure(path, error), name)
 
 
 def _failure(path: Path, error: Exception) -> str:
+    packed = PACKED.get(path.suffix.lower())
     match error:
         case FileNotFoundError():
             return f"no such file{_near(path)}"
         case IsADirectoryError():
             return "this is a directory; name the files in it"
         case EOFError():
-            return "the gzip data ends too early; was the file cut off?"
+            return f"the {packed} data ends too early; was the file cut off?"
         case gzip.BadGzipFile() | zlib.error():
             return "this is not valid gzip data; pack the file again or drop .gz from its name"
-    reason = str(getattr(error, "strerror", None) or error)
-    return f"the file cannot be read: {reason[:1].lower()}{reason[1:]}"
+        case OSError():
+            reason = str(error.strerror or error)
+            return f"the file cannot be read: {reason[:1].lower()}{reason[1:]}"
+    return f"this is not valid {packed} data; pack the file again or drop {path.suffix} from its name"
 
 
 READERS: dict[str, Reader] = {
@@ -135,4 +168,14 @@ READERS: dict[str, Reader] = {
     ".csv": partial(csv_parquet.table, delimiter=","),
     ".tsv": partial(csv_parquet.table, delimiter="\t"),
     ".parquet": csv_parquet.parquet,
+    ".html": web.page,
+    ".htm": web.page,
+    ".xhtml": web.page,
+    ".epub": books.epub,
+    ".pdf": books.pdf,
+    **dict.fromkeys(code.LANGUAGES, code.source),
 }
+NEEDS = {".html": "trafilatura", ".htm": "trafilatura", ".xhtml": "trafilatura", ".pdf": "pypdf", ".zst": ZSTD}
+"""Modules of the extra `data`, by the suffix of a file that only they can read."""
+BINARY = frozenset({".parquet", ".html", ".htm", ".xhtml", ".epub", ".pdf"})
+"""What is not read as lines of UTF-8; a web page may name its encoding."""

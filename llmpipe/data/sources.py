@@ -111,7 +111,7 @@ def _reading(source: AnySource) -> dict[str, Any]:
 
 def _rows(source: AnySource, ctx: Context, problems: Problems) -> Iterator[Row]:
     if isinstance(source, PathSource):
-        return read_rows(expand(source.path, base=Path()), problems=problems)
+        return read_rows(expand(source.path, base=Path(), format=source.format), problems=problems)
     if isinstance(source, StageSource):
         folder = ctx.run_dir / source.stage
         found = folder / "data" if (folder / "data").is_dir() else folder / "held_out.jsonl"

@@ -20,7 +20,7 @@ LAYERS = [
     {"push"},
     {"export"},
     {"cards"},
-    {"runner", "summary", "vocabulary", "doctor", "recipe_edit"},
+    {"packages", "runner", "summary", "vocabulary", "doctor", "recipe_edit"},
     {"launch"},
     {"worker"},
     {"plan"},
@@ -32,6 +32,7 @@ LAYERS = [
     {"errors", "console", "reading"},
 ]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors", "gguf"}
+HEAVY |= {"trafilatura", "lxml", "pypdf"}
 
 
 def imported(path: Path, *, everywhere: bool = False) -> set[str]:

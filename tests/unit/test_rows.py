@@ -146,10 +146,10 @@ BAD = [
     ("f.jsonl.gz", gzip.compress(GOOD)[:-4], ": the gzip data ends too early; was the file cut off?"),
     ("f.parquet", b"", ": the file is empty"),
     (
-        "f.pdf",
-        b"%PDF",
-        ": files with the suffix '.pdf' cannot be read; known are .txt, .md, .jsonl, .ndjson, .json, "
-        ".csv, .tsv, .parquet, each also with .gz",
+        "f.docx",
+        b"PK\3\4",
+        ": files with the suffix '.docx' cannot be read; known are .txt, .md, .jsonl, .ndjson, .json, "
+        ".csv, .tsv, .parquet, .html, .htm, .xhtml, .epub, .pdf, each also with .gz or .zst, and source code",
     ),
 ]
 
@@ -243,7 +243,7 @@ EXPAND = {
     "chat[1].jsonl": ["chat[1].jsonl"],
     "sub": ["sub/a.txt", "sub/deep/b.csv.gz"],
     "**/*.txt": ["sub/a.txt"],
-    "sub/*": ["sub/a.txt", "sub/x.pdf"],
+    "sub/*": ["sub/a.txt", "sub/x.docx"],
 }
 
 
@@ -255,7 +255,7 @@ def tree(here: Path) -> Path:
         "chat[1].jsonl",
         "sub/a.txt",
         "sub/deep/b.csv.gz",
-        "sub/x.pdf",
+        "sub/x.docx",
         "sub/.git/c.txt",
     ):
         (base / name).parent.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ def test_expand(tree: Path, pattern: str) -> None:
         (
             "empty",
             "empty: no file in this directory can be read; known are .txt, .md, .jsonl, .ndjson, .json, "
-            ".csv, .tsv, .parquet, each also with .gz",
+            ".csv, .tsv, .parquet, .html, .htm, .xhtml, .epub, .pdf, each also with .gz or .zst, and source code",
         ),
     ],
 )

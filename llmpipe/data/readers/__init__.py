@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from io import BufferedReader
+from typing import Any
 
 from llmpipe.data import BadRow, PassedOver, Row, flaw, kind
-from llmpipe.errors import Problem
+from llmpipe.errors import Problem, StageError
 
 Reader = Callable[[BufferedReader, str], Iterator[Row | Problem | PassedOver]]
 """Takes an open file and its name as messages show it."""
@@ -42,3 +44,15 @@ def checked(value: object, where: str) -> Row | Problem:
         return BadRow(what, where, raw=value)
     wrong = flaw(value)
     return BadRow(wrong, where, raw=value) if wrong else Row(where, value)
+
+
+def optional(module: str) -> Any:
+    """Import a module of the extra `data`.
+
+    Raises:
+        StageError: it is not installed; a run says so before it begins (`llmpipe.packages`).
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise StageError(f"{module} is not installed", hint="pip install 'llmpipe[data]'") from error
