@@ -57,7 +57,15 @@ def conversations(
 
 
 def texts(rows: Iterable[Row], *, column: str | None = None, problems: Problems | None = None) -> Iterator[str]:
-    """Yield the texts of rows for pretraining, without the empty ones, then raise the problems of all rows.
+    """Yield the texts of rows for pretraining; see `documents`."""
+    for _, text in documents(rows, column=column, problems=problems):
+        yield text
+
+
+def documents(
+    rows: Iterable[Row], *, column: str | None = None, problems: Problems | None = None
+) -> Iterator[tuple[Row, str]]:
+    """Yield each row with its text, without the empty ones, then raise the problems of all rows.
 
     The column is the one given, else `text`, else `content`, else the only one with text in the first row.
     """
@@ -75,7 +83,7 @@ def texts(rows: Iterable[Row], *, column: str | None = None, problems: Problems 
             problems.reject(row, [f"{column} is {kind(text)}, not text"])
         elif text.strip():
             kept += 1
-            yield text
+            yield row, text
     problems.raise_any()
     if not kept:
         raise DataError(f"there is no text: {column} is empty in all rows" if column else "there are no rows")

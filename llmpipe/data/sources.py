@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from llmpipe.context import Context
 from llmpipe.data import Problems, Row, said, storyworld
 from llmpipe.data.bad_rows import collecting
-from llmpipe.data.formats import Conversation, conversations, texts
+from llmpipe.data.formats import Conversation, conversations, documents
 from llmpipe.data.hub import revision_of
 from llmpipe.data.labelled import Labelled, labelled
 from llmpipe.data.preferences import Preference, Prompt, preferences
@@ -40,14 +40,21 @@ def read_texts(sources: Sequence[AnySource], ctx: Context) -> Iterator[str]:
     Raises:
         DataError: with every bad row of a source, once all its good rows were yielded.
     """
-    yield from _mixed(sources, ctx, _texts)
+    for _, text in read_documents(sources, ctx):
+        yield text
 
 
-def _texts(source: AnySource, ctx: Context, problems: Problems) -> Iterator[str]:
+def read_documents(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, str]]:
+    """Yield the documents of a mix, each with the row it came from."""
+    yield from _mixed(sources, ctx, _documents)
+
+
+def _documents(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, str]]:
     if isinstance(source, BuiltinSource):
-        return storyworld.corpus(stories=source.rows or STORIES, seed=ctx.seed, style=source.style)
+        made = storyworld.corpus(stories=source.rows or STORIES, seed=ctx.seed, style=source.style)
+        return ((Row(f"storyworld: row {number}", {}), text) for number, text in enumerate(made, 1))
     column = (source.columns or {}).get("text") if isinstance(source, PathSource | HubSource) else None
-    return texts(_rows(source, ctx, problems), column=column, problems=problems)
+    return documents(_rows(source, ctx, problems), column=column, problems=problems)
 
 
 def read_conversations(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Conversation]]:

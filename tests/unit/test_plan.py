@@ -37,6 +37,7 @@ NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "e
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
+    "compare": {"stage": "other"},
     "model": {"size": "2M"},
     "models": ["chat"],
     "held_out": {"share": 0.2},
