@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe import artifact, console, packages, recipe_edit, runner, stages, summary, yaml_tree
+from llmpipe import artifact, console, packages, preview, recipe_edit, runner, stages, summary, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.errors import Problem, UsageError
 from llmpipe.plan import Selection, Step, make_plan
@@ -182,11 +182,16 @@ def header(recipe: Recipe, run_dir: Path) -> None:
 def show_plan(recipe: Recipe, run_dir: Path, request: Request) -> None:
     """Show what a run would do."""
     steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
+    data = list(preview.previews(steps))
     if request.json:
-        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": runner.status(steps, run_dir)})
+        rows = runner.status(steps, run_dir)
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": rows, "data": data})
         return
     header(recipe, run_dir)
     console.show(plan_table(steps))
+    if data:
+        console.say("")
+        console.show(console.table(preview.rows_of(data), header=("", "data file", "read as", "columns")))
 
 
 def plan_table(steps: Sequence[Step]) -> Any:

@@ -104,7 +104,7 @@ def _text_column(row: Row) -> str:
     if usual or len(strings) == 1:
         return (usual or strings)[0]
     what = f"cannot tell which column holds the text: {', '.join(row.value)}"
-    raise DataError(Problem(f"{what}; name it with `column`", row.where))
+    raise DataError(Problem(f"{what}; say `columns: {{text: YOURS}}`", row.where))
 
 
 def turns(cells: Cells, column: str) -> list[Message]:

@@ -21,7 +21,7 @@ from llmpipe.data import PassedOver, Problems, Row
 from llmpipe.data.readers import Reader, books, code, csv_parquet, documents, json_rows, optional, web
 from llmpipe.errors import DataError, Problem, did_you_mean
 
-__all__ = ["READERS", "Row", "expand", "read_rows", "shown"]
+__all__ = ["READERS", "Row", "expand", "read_rows", "shown", "suffix_of"]
 
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 PACKED = {".gz": "gzip", ".zst": "zstd"}
@@ -44,7 +44,7 @@ def read_rows(paths: Sequence[Path], *, problems: Problems | None = None) -> Ite
     noted = problems or Problems()
     below = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
     for path in paths:
-        by_name = code.passed_over(path.absolute(), below=below) if _suffix(path) in code.LANGUAGES else None
+        by_name = code.passed_over(path.absolute(), below=below) if suffix_of(path) in code.LANGUAGES else None
         for item in [by_name] if by_name else _read(path):
             if isinstance(item, Row):
                 yield item
@@ -66,9 +66,9 @@ def expand(pattern: str, *, base: Path, format: str | None = None) -> list[Path]
     if path.is_dir():
         below = [path / name for name in glob.glob("**/*", root_dir=path, recursive=True)]
         known = code.LANGUAGES if format == "code" else READERS.keys() - code.LANGUAGES
-        found = [file for file in below if file.is_file() and _suffix(file) in known]
+        found = [file for file in below if file.is_file() and suffix_of(file) in known]
         what = f"no file in this directory can be read; known are {_known()}"
-        if format != "code" and any(_suffix(file) in code.LANGUAGES for file in below):
+        if format != "code" and any(suffix_of(file) in code.LANGUAGES for file in below):
             what = "only source code is in this directory; `format: code` reads it"
     else:
         # A file's own name comes before its reading as a pattern: "chat[1].jsonl" is a name that people have.
@@ -93,14 +93,15 @@ def _near(path: Path) -> str:
     return did_you_mean(path.name, sorted(entry.name for entry in path.parent.glob("*")))
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """Return the suffix that says how a file is read, below that of its packing."""
     name = path.name.lower()
     return PurePath(name.removesuffix(next((end for end in PACKED if name.endswith(end)), ""))).suffix
 
 
 def needed(path: Path) -> set[str]:
     """Name the modules that reading a file takes and that may be missing."""
-    return {NEEDS[suffix] for suffix in (path.suffix.lower(), _suffix(path)) if suffix in NEEDS}
+    return {NEEDS[suffix] for suffix in (path.suffix.lower(), suffix_of(path)) if suffix in NEEDS}
 
 
 def _known() -> str:
@@ -119,7 +120,7 @@ def _open(path: Path) -> Any:
 
 def _read(path: Path) -> Iterator[Row | Problem | PassedOver]:
     """Yield what is in one file, good and bad."""
-    name, suffix = shown(path), _suffix(path)
+    name, suffix = shown(path), suffix_of(path)
     failures: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     if path.suffix.lower() == ".zst":
         failures = (*failures, optional(ZSTD).ZstdError)

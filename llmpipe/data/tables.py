@@ -57,6 +57,16 @@ def detect(value: Mapping[str, object], table: Table[Item], *, where: str) -> st
     raise DataError(Problem("\n".join(lines), where), hint="say which column is which with `columns`")
 
 
+def format_of(row: Row, table: Table[Item], columns: Mapping[str, str]) -> str:
+    """Return the name of the format that `converted` reads rows by whose first one this is.
+
+    Raises:
+        DataError: if none fits.
+    """
+    unseen = {ours for ours, theirs in columns.items() if theirs not in row.value}
+    return _detect_first(row, _renamed(row, columns), unseen, table)
+
+
 def converted(
     rows: Iterable[Row],
     table: Table[Item],

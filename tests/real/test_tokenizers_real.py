@@ -44,24 +44,24 @@ def test_a_folder_gives_the_ids_of_its_own_tokenizer(name: str, ctx: Context) ->
     assert ours.decode(ours(HARD, add_special_tokens=False)["input_ids"]) == HARD or name != "gpt2"
 
 
-def test_the_report_on_eight_languages(ctx: Context) -> None:
-    """Ours is trained on all eight, GPT-2's on English: that has to show, language by language."""
+def test_the_report_on_three_languages(ctx: Context) -> None:
+    """Ours is trained on all of them, GPT-2's on English: that has to show, language by language."""
     from llmpipe.stages import tokenizer as stage
 
-    folder = real("pretrain", "multilingual")
+    files = [real("pretrain", "multilingual", f"debian-faq.{name}.txt") for name in ("en", "ru", "zh-cn")]
     settings = stage.Settings(
-        data=[PathSource(path=str(folder / "*.txt"))],
-        vocab_size=4000,
+        data=[PathSource(path=str(file)) for file in files],
+        vocab_size=2000,
         compare=[PathSource(path=str(real("tokenizer", name))) for name in ("gpt2", "bert-uncased")],
     )
     metrics = stage.run(settings, ctx).metrics
     found = json.loads((ctx.dir / "report.json").read_text(encoding="utf-8"))
     groups, gpt2, bert = found["groups"], found["compared"]["gpt2"], found["compared"]["bert-uncased"]
-    assert len(groups) == 8
+    assert len(groups) == 3
     ratio = {name: group["bytes_per_token"] / gpt2["groups"][name]["bytes_per_token"] for name, group in groups.items()}
     language = {Path(name).suffixes[0][1:]: value for name, value in ratio.items()}
     assert min(language, key=language.__getitem__) == "en" and language["en"] < 1
-    assert language["ru"] > 1.5 and language["ja"] > 1.2 and language["zh-cn"] > 1.2
+    assert language["ru"] > 1.5 and language["zh-cn"] > 1.5
     assert gpt2["vocab_size"] == 50257 and gpt2["unknown_share"] == 0
     assert bert["vocab_size"] == 30522 and bert["unknown_share"] > 0.01
     assert found["unused_share"] < 0.1

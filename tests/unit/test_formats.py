@@ -299,7 +299,7 @@ def test_empty_texts_are_skipped() -> None:
         (
             [{"a": "x", "b": "y"}],
             None,
-            ["f.jsonl:1: cannot tell which column holds the text: a, b; name it with `column`"],
+            ["f.jsonl:1: cannot tell which column holds the text: a, b; say `columns: {text: YOURS}`"],
         ),
         (
             [{"text": 5}, {"text": "a"}, {"txt": "b"}],

@@ -20,7 +20,7 @@ LAYERS = [
     {"push"},
     {"export"},
     {"cards"},
-    {"packages", "runner", "summary", "vocabulary", "doctor", "recipe_edit"},
+    {"packages", "preview", "runner", "summary", "vocabulary", "doctor", "recipe_edit"},
     {"launch"},
     {"worker"},
     {"plan"},

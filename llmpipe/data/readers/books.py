@@ -100,9 +100,9 @@ class _Epub:
     def _bytes(self, part: str) -> bytes:
         """Unpack a part of the book, within the bound whatever its header claims."""
         try:
-            with self.archive.open(part) as opened:
+            with zipfile.Path(self.archive, part).open("rb") as opened:
                 content = opened.read(self.left + 1)
-        except KeyError:
+        except FileNotFoundError:
             raise _BadBookError(f"{part} is missing in the book") from None
         self.left -= len(content)
         if self.left < 0:

@@ -11,6 +11,8 @@ from llmpipe.data import BadRow, Row, repeats
 from llmpipe.data.readers import checked, lines
 from llmpipe.errors import Problem
 
+BATCH_ROWS = 1024  # pyarrow's own 65,536 documents at once may be gigabytes
+
 
 def table(file: BufferedReader, name: str, *, delimiter: str) -> Iterator[Row | Problem]:
     """Yield the rows of a table in text; its first line names the columns."""
@@ -61,7 +63,7 @@ def parquet(file: BufferedReader, name: str) -> Iterator[Row | Problem]:
         if twice := repeats(data.schema_arrow.names):
             yield Problem(f"there are two columns {twice[0]!r}; rename one", name)
             return
-        for batch in data.iter_batches():
+        for batch in data.iter_batches(batch_size=BATCH_ROWS):
             for value in batch.to_pylist():
                 number += 1
                 yield checked(value, f"{name}: row {number}")
