@@ -168,17 +168,23 @@ def _weighted(items: Iterable[Item], weight: float, *, seed: int) -> Iterator[It
             yield item
 
 
+def _place(key: str) -> int:
+    """Return a text's hash as a number of 64 bits, the same one always and everywhere."""
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
 def is_held_out(key: str, share: float) -> bool:
     """Decide by a text's hash whether it is held out, so that the choice stays when rows come or go."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return _place(key) < share * 2**64
 
 
-def split_texts(documents: Iterable[str], *, share: float) -> tuple[Iterator[str], list[str]]:
+def split_texts(documents: Iterable[str], *, share: float, mixed: bool = False) -> tuple[Iterator[str], list[str]]:
     """Split documents into those to train on (a stream) and those held out.
 
     The held-out list is complete once the stream is used up. With fewer than `FEW_DOCUMENTS` documents, the last
-    `share` of each one's characters is held out.
+    `share` of each one's characters is held out. Those of a mix are put in an order by hash: only so many tokens of
+    them are measured, and one source comes after the other in the stream. (Training reads its rows in random order.)
     """
     documents = iter(documents)
     first = list(islice(documents, FEW_DOCUMENTS))
@@ -190,12 +196,14 @@ def split_texts(documents: Iterable[str], *, share: float) -> tuple[Iterator[str
                 cut = round(len(document) * (1 - share))
                 held_out.extend([document[cut:]] if document[cut:] else [])
                 yield document[:cut]
-            return
-        for document in chain(first, documents):
-            if is_held_out(document, share):
-                held_out.append(document)
-            else:
-                yield document
+        else:
+            for document in chain(first, documents):
+                if is_held_out(document, share):
+                    held_out.append(document)
+                else:
+                    yield document
+        if mixed:
+            held_out.sort(key=_place)
 
     return train(), held_out
 

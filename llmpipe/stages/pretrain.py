@@ -255,7 +255,8 @@ def tokenise(settings: Settings, tokenizer: PreTrainedTokenizerBase, ctx: Contex
 
     assert settings.data is not None
     ctx.progress(doing="tokenising")
-    train, held_out = split_texts(read_texts(settings.data, ctx), share=settings.held_out.share)
+    texts = read_texts(settings.data, ctx)
+    train, held_out = split_texts(texts, share=settings.held_out.share, mixed=len(settings.data) > 1)
     size = len(tokenizer)
     documents, tokens = write_tokens(encode(train, tokenizer), ctx.dir / "train.tokens", vocab_size=size)
     if tokens < settings.context:
