@@ -16,3 +16,14 @@ OnBadRows = Annotated[
         exclude_if=lambda how: how == "error",
     ),
 ]
+Streaming = Annotated[
+    bool,
+    Field(
+        description="read a data set row by row as it comes, without a copy of it on disk",
+        exclude_if=lambda streams: not streams,
+    ),
+]
+Style = Annotated[
+    Literal["pirate"] | None,
+    Field(description="who tells them: pirate; plain when left out", exclude_if=lambda style: style is None),
+]

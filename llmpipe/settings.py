@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from llmpipe.reading import Columns, OnBadRows, RowFormat, Weight
+from llmpipe.reading import Columns, OnBadRows, RowFormat, Streaming, Style, Weight
 
 Artifact = Literal[
     "dataset", "tokenizer", "causal-lm", "masked-lm", "seq2seq-lm", "classifier", "adapter", "reward-model", "scores"
@@ -86,6 +86,7 @@ class HubSource(Strict):
     revision: str | None = Field(None, description="commit; the first run locks the newest when left out")
     split: str = Field("train", description="split of a data set")
     name: str | None = Field(None, description="configuration of a data set")
+    streaming: Streaming = False
     format: RowFormat = None
     columns: Columns = None
     on_bad_rows: OnBadRows = "error"
@@ -104,9 +105,7 @@ class BuiltinSource(Strict):
 
     builtin: Literal["storyworld"] = Field(description="storyworld: children's stories from a small grammar")
     rows: int | None = Field(None, gt=0, description="stories or conversations to generate")
-    style: Literal["pirate"] | None = Field(
-        None, exclude_if=lambda style: style is None, description="who tells them: pirate; plain when left out"
-    )
+    style: Style = None
     weight: Weight = 1.0
 
 

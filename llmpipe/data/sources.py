@@ -132,19 +132,19 @@ def _hub_rows(source: HubSource, ctx: Context, problems: Problems) -> Iterator[R
 
     revision = revision_of(source, ctx, kind="dataset")
     cached = datasets.DownloadConfig(local_files_only=revision is None)
+    options = {"split": source.split, "revision": revision, "streaming": source.streaming}
     try:
-        found = datasets.load_dataset(
-            source.hub, source.name, split=source.split, revision=revision, download_config=cached
-        )
+        for number, row in enumerate(
+            datasets.load_dataset(source.hub, source.name, download_config=cached, **options), 1
+        ):
+            item = checked(dict(row), f"{source.hub}[{source.split}]: row {number}")
+            if isinstance(item, Row):
+                yield item
+            else:
+                problems.add(item)
     except Exception as error:  # a dozen classes of three libraries: offline, gated, misspelt, no such split
         message = f"{source.hub} cannot be loaded: {error}".splitlines()[0]
         raise StageError(message, hint="a copy on disk works as {path: FILES}") from error
-    for number, row in enumerate(found, 1):
-        item = checked(dict(row), f"{source.hub}[{source.split}]: row {number}")
-        if isinstance(item, Row):
-            yield item
-        else:
-            problems.add(item)
 
 
 def _mixed(

@@ -18,8 +18,8 @@ from llmpipe.data.sources import (
     split_by_prompt,
     split_texts,
 )
-from llmpipe.errors import DataError
-from llmpipe.settings import BuiltinSource, PathSource
+from llmpipe.errors import DataError, StageError
+from llmpipe.settings import BuiltinSource, HubSource, PathSource
 
 
 def source(**options) -> list[BuiltinSource]:
@@ -193,3 +193,24 @@ def test_a_format_is_passed_on(tmp_path, ctx) -> None:
 def test_a_split_that_leaves_nothing_to_train_on() -> None:
     with pytest.raises(DataError, match="no row is left to train on"):
         split_by_prompt([], share=0.5)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_of_the_hub_is_read_whole_or_as_it_comes(streaming, tmp_path, ctx, monkeypatch) -> None:
+    """A folder stands in for the hub: datasets reads `me/set` from the working directory where there is one."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llmpipe.data.hub._newest", lambda repository, kind: None)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "me" / "set").mkdir(parents=True)
+    rows = [{"text": "a"}, {"text": "b\0"}, {"text": "c"}, {"text": None}, {"text": "d"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "me" / "set" / "train.jsonl").write_text(lines, encoding="utf-8")
+    found = HubSource(hub="me/set", streaming=streaming, on_bad_rows="quarantine")
+    assert list(read_texts([found], ctx)) == ["a", "c", "d"]
+    kept = [json.loads(line) for line in (ctx.dir / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["where"] for row in kept] == ["me/set[train]: row 2", "me/set[train]: row 4"]
+    assert any((tmp_path / "cache").rglob("*.arrow")) is not streaming
+    with pytest.raises(StageError, match=r"^me/set cannot be loaded: .*tset"):
+        list(read_texts([HubSource(hub="me/set", split="tset", streaming=streaming)], ctx))
