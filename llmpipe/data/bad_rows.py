@@ -84,22 +84,30 @@ class LeftOut(Problems):
 def collecting(source: AnySource, ctx: Context) -> Iterator[Problems]:
     """Give what takes note of a source's bad rows, and report on what was left out once the source was read.
 
-    A stage may read a source twice, or only its beginning; the rows are then kept and counted for the first time only.
+    A stage may read a source twice, or only its beginning: its rows are kept, counted and spoken of the first time.
     """
     how = source.on_bad_rows if isinstance(source, PathSource | HubSource) else "error"
-    name = shown(Path(source.path)) if isinstance(source, PathSource) else str(source.model_dump().get("hub"))
+    name = _name(source)
     first = ctx.rank == 0 and name not in (read_json(ctx.dir / COUNTS) or {})
     keep = how == "quarantine" and first
     problems = LeftOut(name, quarantine=ctx.dir / QUARANTINE if keep else None) if how != "error" else Problems()
     try:
         yield problems
     except GeneratorExit:  # the stage has read enough
-        _report(problems, name, ctx, first=first)
+        if first:
+            _report(problems, name, ctx)
         raise
-    _report(problems, name, ctx, first=first)
+    if first:
+        _report(problems, name, ctx)
 
 
-def _report(problems: Problems, name: str, ctx: Context, *, first: bool) -> None:
+def _name(source: AnySource) -> str:
+    if isinstance(source, PathSource):
+        return shown(Path(source.path))
+    return f"{source.hub}[{source.split}]" if isinstance(source, HubSource) else ""
+
+
+def _report(problems: Problems, name: str, ctx: Context) -> None:
     """Say what was left out, and write the counts down."""
     counts: dict[str, Any] = {}
     if isinstance(problems, LeftOut) and problems.bad:
@@ -112,7 +120,7 @@ def _report(problems: Problems, name: str, ctx: Context, *, first: bool) -> None
         counts["passed_over"] = dict(problems.passed_over)
         listed = ", ".join(f"{count:,} {why}" for why, count in problems.passed_over.most_common())
         ctx.say(f"{name}: {problems.passed_over.total():,} files are passed over: {listed}")
-    if counts and first:
+    if counts:
         write_json(ctx.dir / COUNTS, (read_json(ctx.dir / COUNTS) or {}) | {name: counts})
 
 

@@ -117,10 +117,9 @@ def shown(tokenizer: Tokenizer, token: int) -> str:
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """Say the report in a few lines."""
-    megabytes = found["bytes"] / 1e6
     yield (
         f"{found['bytes_per_token']:.2f} bytes per token; {found['unused_tokens']:,} of {found['vocab_size']:,} tokens "
-        f"({found['unused_share']:.0%}) are not used in {megabytes:.1f} MB of its text"
+        f"({found['unused_share']:.0%}) are not used in {found['bytes']:,} bytes of its text"
     )
     if len(found["groups"]) > 1:
         parts = (f"{PurePath(name).name} {group['bytes_per_token']:.2f}" for name, group in found["groups"].items())

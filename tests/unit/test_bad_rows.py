@@ -130,7 +130,16 @@ def test_a_source_that_is_read_again_or_in_part_is_counted_once(ctx: Context) ->
     assert list(islice(sources.read_texts(mix, ctx), 3)) == ["a"] * 3
     assert bad_rows.metrics(ctx.dir) == {"bad_rows": 1}
     assert len(list(sources.read_texts(mix, ctx))) == 9
-    assert len(kept()) == 1
+    assert len(kept()) == 1 and len(said(ctx)) == 2
+
+
+def test_files_that_are_passed_over_are_said_and_counted(ctx: Context) -> None:
+    Path("src/node_modules").mkdir(parents=True)
+    for name, text in {"a.py": "x", "b.py": "# @generated", "node_modules/c.js": "x", "__init__.py": ""}.items():
+        Path("src", name).write_text(text, encoding="utf-8")
+    assert list(sources.read_texts([PathSource(path="src", format="code")], ctx)) == ["x"]
+    assert said(ctx) == ["src: 3 files are passed over: 1 empty, 1 generated, 1 vendored"]
+    assert bad_rows.metrics(ctx.dir) == {"passed_over_files": 3}
 
 
 def test_bad_rows_of_several_sources_add_up(ctx: Context) -> None:

@@ -41,7 +41,7 @@ MINIFIED = re.compile(r"[.-]min\.(?:js|mjs|css)$", re.IGNORECASE)
 GENERATED_NAME = re.compile(r"(?:_pb2(?:_grpc)?\.pyi?|\.pb\.(?:go|cc|h)|\.g\.dart|\.designer\.cs)$", re.IGNORECASE)
 GENERATED = re.compile(
     r"@generated\b|^\W*(?:code |file )?(?:auto(?:matically)?[- ]?)?generated (?:by|from|using|with)\b"
-    r"|\bgenerated (?:code|file|automatically)\b.{0,80}do not (?:edit|modify)|\bcode generated .{1,200}do not edit"
+    r"|\bgenerated\b.{0,80}\bdo not (?:edit|modify)|\bdo not (?:edit|modify)\b.{0,80}\bgenerated\b"
     r"|\bthis (?:file|code|module) (?:is|was|has been) (?:auto(?:matically)?|machine)[- ]?generated\b",
     re.IGNORECASE | re.MULTILINE,
 )

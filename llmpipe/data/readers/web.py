@@ -17,6 +17,9 @@ NAMED = re.compile(
 )
 HEAD_BYTES = 4096
 """Where browsers look for the name of the encoding (the HTML standard has them look at 1,024 bytes; pages err)."""
+MEANT = dict.fromkeys(("ascii", "us-ascii", "latin1", "latin-1", "iso-8859-1", "iso8859-1"), "windows-1252")
+MEANT |= dict.fromkeys(("utf-16", "utf-16le", "utf-16be"), "utf-8")
+"""What pages mean by some names, says the encoding standard (encoding.spec.whatwg.org, 4.2 and 14)."""
 COMMONS = re.compile(r"creativecommons\.org/(?:licenses|publicdomain)/([a-z-]+)/([\d.]+)")
 CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f]")
 
@@ -46,7 +49,8 @@ def decoded(raw: bytes) -> tuple[str, str | None]:
     """Return the text of a page by the encoding that it names, else UTF-8, and what is wrong with its bytes."""
     encoding = next((encoding for mark, encoding in MARKS.items() if raw.startswith(mark)), None)
     said = NAMED.search(raw[:HEAD_BYTES])
-    encoding = encoding or (said[1].decode("ascii", "replace") if said else "utf-8")
+    named = said[1].decode("ascii", "replace").lower() if said else "utf-8"
+    encoding = encoding or MEANT.get(named, named)
     try:
         return raw.decode(encoding), None
     except LookupError:
