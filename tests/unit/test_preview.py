@@ -11,7 +11,7 @@ import pytest
 
 from llmpipe import preview, stages
 from llmpipe import recipe as recipes
-from llmpipe.plan import make_plan
+from llmpipe.plan import Step, make_plan
 from llmpipe.preview import TABLES, previews, rows_of
 from llmpipe.settings import Accepts
 from tests.unit.books import epub
@@ -92,6 +92,12 @@ def test_every_file_is_shown_as_its_stage_would_read_it(place: Path) -> None:
     keys = ("stage", "file", "format", "columns", "problem")
     assert [tuple(one[key] for key in keys) for one in seen()] == SEEN
     assert {one["more"] for one in seen()} == {0}
+
+
+def test_a_stage_that_is_done_is_not_looked_into(place: Path) -> None:
+    steps = make_plan(recipes.load(Path("r.yaml")), Path("run"))
+    done = [Step(step.record, "wait" if step.name == "tok" else "skip", "", []) for step in steps]
+    assert list(previews(done)) == []
 
 
 def test_plan_prints_them(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,29 @@ def test_a_zip_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert problem("b.epub", epub(bomb)) == "b.epub: the book unpacks to more than 1 MB"
 
 
+def test_a_broken_archive_is_a_problem() -> None:
+    locked, torn = bytearray(epub()), bytearray(epub())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        start = -1
+        while (start := locked.find(mark, start + 1)) >= 0:
+            locked[start + place] |= 1  # the bit that says that a password is needed
+    body = torn.index(b"container.xml") + len(b"container.xml")
+    torn[body : body + 8] = b"\xff" * 8
+    for content, why in ((locked, "encrypted"), (torn, "Error -3"), (epub()[:100], "not a zip file")):
+        said = problem("b.epub", bytes(content))
+        assert said.startswith("b.epub: this is not a valid epub file (") and why in said
+
+
+def test_what_pypdf_raises_of_its_own_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pypdf
+
+    def stumble(file: object) -> None:
+        raise TypeError("unsupported operand\nand more")
+
+    monkeypatch.setattr(pypdf, "PdfReader", stumble)
+    assert problem("b.pdf", pdf("x")) == "b.pdf: the pdf cannot be read (TypeError: 'unsupported operand')"
+
+
 def test_a_pdf_is_read_page_by_page() -> None:
     rows, problems, _ = read("b.pdf", pdf("Hello there", "", "The end", title="Two  Lines"))
     assert not problems

@@ -160,7 +160,7 @@ def pdf(file: BufferedReader, name: str) -> Iterator[Row | Problem]:
             return
         pages = [page.extract_text().strip() for page in reader.pages]
         title = reader.metadata.title if reader.metadata else None
-    except Exception as error:  # of a broken file pypdf 7.1 raises KeyError, AttributeError, RecursionError and others
+    except Exception as error:  # of a broken file pypdf 7.1 raises TypeError and AttributeError, too
         yield BadRow(f"the pdf cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0]!a})", name)
         return
     text = "\n\n".join(page for page in pages if page).encode("utf-8", "replace").decode().replace("\0", "")
