@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe import artifact, console, recipe_edit, runner, stages, summary, yaml_tree
+from llmpipe import artifact, console, packages, preview, recipe_edit, runner, stages, summary, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.context import Context
 from llmpipe.errors import Problem, UsageError
@@ -164,7 +164,8 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
     with runner.locked(run_dir):
         steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
         runner.refuse_code(steps, request.options)
-        runner.refuse_without_gguf(steps)
+        packages.refuse_without_gguf(steps)
+        packages.refuse_without_readers(steps)
         recipe_edit.keep(run_dir, text)
         header(recipe, run_dir)
         console.show(plan_table(steps))
@@ -185,11 +186,16 @@ def header(recipe: Recipe, run_dir: Path) -> None:
 def show_plan(recipe: Recipe, run_dir: Path, request: Request) -> None:
     """Show what a run would do."""
     steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
+    data = list(preview.previews(steps))
     if request.json:
-        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": runner.status(steps, run_dir)})
+        rows = runner.status(steps, run_dir)
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": rows, "data": data})
         return
     header(recipe, run_dir)
     console.show(plan_table(steps))
+    if data:
+        console.say("")
+        console.show(console.table(preview.rows_of(data), header=("", "data file", "read as", "columns")))
 
 
 def try_curation(recipe: Recipe, run_dir: Path, request: Request) -> None:

@@ -167,7 +167,7 @@ def _input(
     elif isinstance(source, PathSource):
         folder = Path(source.path)
         inside = (file for pattern in MODEL_FILES for file in folder.glob(pattern))
-        files = sorted(inside) if is_folder else expand(source.path, base=Path())
+        files = sorted(inside) if is_folder else expand(source.path, base=Path(), format=source.format)
         found = {str(file): cache.sha256(file) for file in files}
         content = [[file.suffix, found[str(file)]] for file in files]
     elif isinstance(source, GgufSource):

@@ -172,8 +172,10 @@ def _missing_files(
                 path = source.get(key) if isinstance(source, dict) else None
                 if accepts is None or not isinstance(path, str) or not path:
                     continue
-                is_folder = accepts.is_folder
-                found = _gguf_problem(path, base) if key == "gguf" else _file_problem(path, base, is_folder=is_folder)
+                if key == "gguf":
+                    found = _gguf_problem(path, base)
+                else:
+                    found = _folder_problem(path, base) if accepts.is_folder else _data_problem(source, base)
                 if found:
                     yield tree.problem(("stages", name, *item, key), found)
 
@@ -187,14 +189,18 @@ def _function_problems(name: str, settings: StageSettings, base: Path, tree: Tre
                 yield tree.problem((*(item if item in tree.values else item[:-1]), "function"), message)
 
 
-def _file_problem(path: str, base: Path, *, is_folder: bool) -> str | None:
-    """Say why a path cannot be an input: data files, or the folder of a model or tokenizer."""
-    if not is_folder:
-        try:
-            expand(path, base=base)
-        except DataError as error:
-            return error.problems[0].message
-    elif (base / path).is_file() and path.lower().endswith(".gguf"):
+def _data_problem(source: dict[str, Any], base: Path) -> str | None:
+    """Say why the path of a source cannot be read as data files."""
+    try:
+        expand(source["path"], base=base, format=source.get("format"))
+    except DataError as error:
+        return error.problems[0].message
+    return None
+
+
+def _folder_problem(path: str, base: Path) -> str | None:
+    """Say why a path cannot be the folder of a model or tokenizer."""
+    if (base / path).is_file() and path.lower().endswith(".gguf"):
         return f"{path} is a GGUF file; write {{gguf: {path}}}"
     elif not (base / path).is_dir():
         return f"no such folder: {path}"

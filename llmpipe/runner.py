@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -103,27 +102,6 @@ def refuse_code(steps: Sequence[Step], options: Options) -> None:
                 problems.append(Problem(f"stage {step.name} would run '{name}' of this file", where=shown(Path(file))))
     if problems:
         raise UsageError(problems, hint="read it; if it may run, add --allow-code")
-
-
-def refuse_without_gguf(steps: Sequence[Step]) -> None:
-    """Refuse to begin from GGUF files where the package that reads them is missing.
-
-    Raises:
-        UsageError: a step that is not skipped would read one.
-    """
-    if find_spec("gguf") is not None:
-        return
-    problems = [
-        Problem(
-            f"stage {step.name} needs the package gguf to read it, which is not installed",
-            where=shown(Path(entry.source["gguf"])),
-        )
-        for step in steps
-        for entry in (step.record.inputs if step.action not in ("skip", "wait") else ())
-        if "gguf" in entry.source
-    ]
-    if problems:
-        raise UsageError(problems, hint="pip install gguf")
 
 
 def run(steps: Sequence[Step], run_dir: Path, options: Options) -> None:

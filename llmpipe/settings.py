@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from llmpipe.reading import Columns, Noise, OnBadRows, RowFormat, Streaming, Style, Weight
+
 Artifact = Literal[
     "dataset", "tokenizer", "causal-lm", "masked-lm", "seq2seq-lm", "classifier", "adapter", "reward-model", "scores"
 ]
@@ -60,10 +62,6 @@ class Passthrough:
     reserved: dict[str, str]
 
 
-Weight = Annotated[float, Field(gt=0, description="how often rows are seen in a mix; 2 repeats, 0.5 halves them")]
-Columns = Annotated[dict[str, str] | None, Field(description="your column for each of ours: {instruction: question}")]
-
-
 class StageSource(Strict):
     """The output of another stage of the same recipe."""
 
@@ -75,8 +73,9 @@ class PathSource(Strict):
     """Files: a path or a glob, relative to the recipe."""
 
     path: str = Field(min_length=1, description="file, folder or glob; relative to the recipe file")
-    format: str | None = Field(None, description="row format; detected from the columns when left out")
+    format: RowFormat = None
     columns: Columns = None
+    on_bad_rows: OnBadRows = "error"
     weight: Weight = 1.0
 
 
@@ -87,8 +86,10 @@ class HubSource(Strict):
     revision: str | None = Field(None, description="commit; the first run locks the newest when left out")
     split: str = Field("train", description="split of a data set")
     name: str | None = Field(None, description="configuration of a data set")
-    format: str | None = Field(None, description="row format; detected from the columns when left out")
+    streaming: Streaming = False
+    format: RowFormat = None
     columns: Columns = None
+    on_bad_rows: OnBadRows = "error"
     weight: Weight = 1.0
 
 
@@ -104,10 +105,8 @@ class BuiltinSource(Strict):
 
     builtin: Literal["storyworld"] = Field(description="storyworld: children's stories from a small grammar")
     rows: int | None = Field(None, gt=0, description="stories or conversations to generate")
-    style: Literal["pirate"] | None = Field(
-        None, exclude_if=lambda style: style is None, description="who tells them: pirate; plain when left out"
-    )
-    noise: float = Field(0, ge=0, lt=1, exclude_if=lambda share: not share, description="share of faults, for curate")
+    style: Style = None
+    noise: Noise = 0
     weight: Weight = 1.0
 
 

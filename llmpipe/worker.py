@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing.connection import Client, Connection
@@ -32,6 +33,7 @@ from llmpipe.artifact import (
     write_json,
 )
 from llmpipe.context import Context, Event, Result
+from llmpipe.data import bad_rows
 from llmpipe.errors import ExitCode, LlmpipeError, Problem, StageError
 
 VERSIONED = ("llmpipe", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
@@ -57,6 +59,7 @@ def execute(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Ca
         result = module.run(settings, ctx)
         if rank == 0:
             seconds = round(time.monotonic() - begun, 2)
+            result = replace(result, metrics=result.metrics | bad_rows.metrics(ctx.dir))
             _commit(ctx, result, started=started, seconds=seconds)
             emit({"event": "done", "metrics": result.metrics, "seconds": seconds})
     except LlmpipeError:

@@ -45,6 +45,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class BadRow(Problem):
+    """A row that a reader cannot make out: `raw` is how it stands in the file, where that is known.
+
+    `again`: another problem of the row before, so that a row counts once.
+    """
+
+    raw: object = None
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A file that is no bad row and yet not to be learned from; `why` in a word or two, to be counted."""
+
+    why: str
+
+
+@dataclass(frozen=True)
 class More(Problem):
     """The line after the last problem listed: how many were left out."""
 
@@ -58,6 +76,7 @@ class Problems:
         self.limit = limit
         self.listed: list[Problem] = []
         self.more = 0
+        self.passed_over: Counter[str] = Counter()
 
     def add(self, *problems: Problem) -> None:
         """Take note of problems."""
@@ -65,9 +84,18 @@ class Problems:
             if isinstance(problem, More):
                 self.more += problem.count
             elif len(self.listed) < self.limit:
-                self.listed.append(problem)
+                self.listed.append(Problem(problem.message, problem.where))  # without the row, which may be long
             else:
                 self.more += 1
+
+    def reject(self, row: Row, wrong: Iterable[str]) -> None:
+        """Take note of what is wrong with a row that was read, and that no format makes sense of."""
+        self.add(*(Problem(what, row.where) for what in wrong))
+
+    def unfit(self, row: Row, error: DataError) -> None:
+        """Deal with a first row by which no format can be told: nothing after it could be read either."""
+        del row
+        raise error
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Pass rows on; what reading them raises at their end is kept, to be raised with the rest."""

@@ -46,33 +46,44 @@ def conversations(
     *,
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
-    limit_problems: int = 20,
+    problems: Problems | None = None,
 ) -> Iterator[tuple[Row, Conversation]]:
     """Yield each good row with its conversation, then raise one DataError with the problems of all rows.
 
     `columns` gives the user's name for a column of ours. The format is told from the first row unless it is
     given; a first row that fits none is raised at once, for nothing after it could be read either.
     """
-    yield from tables.converted(rows, CONVERSATIONS, columns=columns, format=format, limit_problems=limit_problems)
+    yield from tables.converted(rows, CONVERSATIONS, columns=columns, format=format, problems=problems)
 
 
-def texts(rows: Iterable[Row], *, column: str | None = None, limit_problems: int = 20) -> Iterator[str]:
-    """Yield the texts of rows for pretraining, without the empty ones, then raise the problems of all rows.
+def texts(rows: Iterable[Row], *, column: str | None = None, problems: Problems | None = None) -> Iterator[str]:
+    """Yield the texts of rows for pretraining; see `documents`."""
+    for _, text in documents(rows, column=column, problems=problems):
+        yield text
+
+
+def documents(
+    rows: Iterable[Row], *, column: str | None = None, problems: Problems | None = None
+) -> Iterator[tuple[Row, str]]:
+    """Yield each row with its text, without the empty ones, then raise the problems of all rows.
 
     The column is the one given, else `text`, else `content`, else the only one with text in the first row.
     """
-    problems, kept = Problems(limit_problems), 0
+    problems, kept = problems or Problems(), 0
     for row in problems.watch(rows):
-        column = column or _text_column(row)
+        try:
+            column = column or _text_column(row)
+        except DataError as error:
+            problems.unfit(row, error)
+            continue
         text = row.value.get(column)
         if column not in row.value:
-            what = f"the column {column!r} is missing{did_you_mean(column, list(row.value))}"
-            problems.add(Problem(what, row.where))
+            problems.reject(row, [f"the column {column!r} is missing{did_you_mean(column, list(row.value))}"])
         elif not isinstance(text, str):
-            problems.add(Problem(f"{column} is {kind(text)}, not text", row.where))
+            problems.reject(row, [f"{column} is {kind(text)}, not text"])
         elif text.strip():
             kept += 1
-            yield text
+            yield row, text
     problems.raise_any()
     if not kept:
         raise DataError(f"there is no text: {column} is empty in all rows" if column else "there are no rows")
@@ -93,7 +104,7 @@ def _text_column(row: Row) -> str:
     if usual or len(strings) == 1:
         return (usual or strings)[0]
     what = f"cannot tell which column holds the text: {', '.join(row.value)}"
-    raise DataError(Problem(f"{what}; name it with `column`", row.where))
+    raise DataError(Problem(f"{what}; say `columns: {{text: YOURS}}`", row.where))
 
 
 def turns(cells: Cells, column: str) -> list[Message]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from llmpipe.data import Cells, Message, Row, kind, tables, user_words
+from llmpipe.data import Cells, Message, Problems, Row, kind, tables, user_words
 from llmpipe.data.formats import FORMATS, Conversation
 from llmpipe.data.preferences import PREFERENCES, Preference
 from llmpipe.data.prompts import before_last_answer
@@ -38,7 +38,7 @@ def labelled(
     *,
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
-    limit_problems: int = 20,
+    problems: Problems | None = None,
 ) -> Iterator[tuple[Row, Labelled]]:
     """Yield each good row with its answer, or one after the other where it has several; then raise all problems.
 
@@ -46,7 +46,7 @@ def labelled(
         DataError: with the problems of all rows; at once for a first row that fits no format or has no label.
     """
     table = Table(LABELLED, _unlabelled, "name the column that says which are good: columns: {label: YOURS}")
-    for row, found in tables.converted(rows, table, columns=columns, format=format, limit_problems=limit_problems):
+    for row, found in tables.converted(rows, table, columns=columns, format=format, problems=problems):
         yield from ((row, one) for one in found)
 
 

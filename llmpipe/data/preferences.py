@@ -13,6 +13,7 @@ from functools import partial
 from llmpipe.data import (
     Cells,
     Message,
+    Problems,
     Row,
     dialogues,
     kind,
@@ -78,7 +79,7 @@ def preferences(
     *,
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
-    limit_problems: int = 20,
+    problems: Problems | None = None,
 ) -> Iterator[tuple[Row, Preference]]:
     """Yield each good row with its preference, or one after the other where it has several; then raise all problems.
 
@@ -87,7 +88,7 @@ def preferences(
             that are labelled one by one.
     """
     table, pairs, row = Table(PREFERENCES, _single_answers), 0, None
-    for row, found in tables.converted(rows, table, columns=columns, format=format, limit_problems=limit_problems):
+    for row, found in tables.converted(rows, table, columns=columns, format=format, problems=problems):
         pairs += len(found)
         yield from ((row, preference) for preference in found)
     if row is not None and not pairs:

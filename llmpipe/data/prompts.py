@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 
-from llmpipe.data import Cells, Message, Row, said, tables
+from llmpipe.data import Cells, Message, Problems, Row, said, tables
 from llmpipe.data.formats import FORMATS, TOLD, Conversation, turns
 from llmpipe.data.preferences import PREFERENCES, Preference, Prompt, asked_in, before_answers
 from llmpipe.data.tables import Format, Table
@@ -17,7 +17,7 @@ def prompts(
     *,
     columns: Mapping[str, str] | None = None,
     format: str | None = None,
-    limit_problems: int = 20,
+    problems: Problems | None = None,
 ) -> Iterator[tuple[Row, Prompt]]:
     """Yield each good row with what is asked in it, a prompt once however many rows ask it; then raise all problems.
 
@@ -25,9 +25,7 @@ def prompts(
         DataError: with the problems of all rows; at once for a first row that fits no format.
     """
     seen: set[tuple[object, ...]] = set()
-    for row, found in tables.converted(
-        rows, Table(PROMPTS), columns=columns, format=format, limit_problems=limit_problems
-    ):
+    for row, found in tables.converted(rows, Table(PROMPTS), columns=columns, format=format, problems=problems):
         for prompt in found:
             content = (prompt.text, prompt.tools, *((turn["role"], turn["content"]) for turn in prompt.messages))
             if content not in seen:

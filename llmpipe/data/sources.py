@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from llmpipe.context import Context
-from llmpipe.curation import Document
-from llmpipe.data import Row, noise, said, storyworld
-from llmpipe.data.formats import Conversation, conversations, texts
+from llmpipe.data import Problems, Row, noise, said, storyworld
+from llmpipe.data.bad_rows import collecting
+from llmpipe.data.formats import Conversation, conversations, documents
 from llmpipe.data.hub import revision_of
 from llmpipe.data.labelled import Labelled, labelled
 from llmpipe.data.preferences import Preference, Prompt, preferences
 from llmpipe.data.prompts import prompts
+from llmpipe.data.readers import checked
 from llmpipe.data.rows import expand, read_rows
-from llmpipe.errors import DataError, StageError
+from llmpipe.data.split import split_texts
+from llmpipe.errors import StageError
 from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, StageSource
 
 Item = TypeVar("Item")
-Asking = TypeVar("Asking", Conversation, Preference, Labelled, Prompt)
 
 Part = Literal["train", "validation", "all"]
 PARTS = {"train": "train-*.jsonl", "validation": "validation.jsonl"}
@@ -33,8 +34,6 @@ STORY_CHATS = 4_000
 STORY_PAIRS = 2_000
 STORY_PROMPTS = 432
 """Every request of the training side once."""
-FEW_DOCUMENTS = 20
-"""Below this, held-out text is cut from the tail of each document; a hash would hold out a whole book or none."""
 
 
 def read_texts(sources: Sequence[AnySource], ctx: Context, *, part: Part = "train") -> Iterator[str]:
@@ -43,32 +42,21 @@ def read_texts(sources: Sequence[AnySource], ctx: Context, *, part: Part = "trai
     Raises:
         DataError: with every bad row of a source, once all its good rows were yielded.
     """
-    for document in read_documents(sources, ctx, part=part):
-        yield document.text
+    for _, text in read_documents(sources, ctx, part=part):
+        yield text
 
 
-def read_documents(sources: Sequence[AnySource], ctx: Context, *, part: Part = "all") -> Iterator[Document]:
-    """Yield the documents of a mix, each with its place."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_documents(source, ctx, part), source.weight, seed=ctx.seed + number)
+def read_documents(sources: Sequence[AnySource], ctx: Context, *, part: Part = "train") -> Iterator[tuple[Row, str]]:
+    """Yield the documents of a mix, each with the row it came from."""
+    yield from _mixed(sources, ctx, partial(_documents, part=part))
 
 
-def _documents(source: AnySource, ctx: Context, part: Part) -> Iterator[Document]:
+def _documents(source: AnySource, ctx: Context, problems: Problems, *, part: Part) -> Iterator[tuple[Row, str]]:
     if isinstance(source, BuiltinSource):
         made = planted_stories(source, seed=ctx.seed)
-        yield from (Document(one.text, f"storyworld: text {number}") for number, one in enumerate(made, 1))
-        return
-    where = ""
-
-    def placed() -> Iterator[Row]:
-        nonlocal where
-        for row in _rows(source, ctx, part):
-            where = row.where
-            yield row
-
+        return ((Row(f"storyworld: text {number}", {}), one.text) for number, one in enumerate(made, 1))
     column = (source.columns or {}).get("text") if isinstance(source, PathSource | HubSource) else None
-    for text in texts(placed(), column=column):
-        yield Document(text, where)  # of the row just read: `texts` asks for the next one only after this
+    return documents(_rows(source, ctx, problems, part=part), column=column, problems=problems)
 
 
 def planted_stories(source: BuiltinSource, *, seed: int) -> Iterator[noise.Planted]:
@@ -77,58 +65,63 @@ def planted_stories(source: BuiltinSource, *, seed: int) -> Iterator[noise.Plant
     return noise.plant(made, share=source.noise, seed=seed)
 
 
+def read_split(sources: Sequence[AnySource], ctx: Context, *, share: float) -> tuple[Iterator[str], list[str]]:
+    """Split the documents of a mix as `split_texts` does; a curate stage has done it for its own, and that counts."""
+    split = [source for source in sources if _is_split(source, ctx)]
+    others = read_texts([source for source in sources if source not in split], ctx)
+    train, held_out = split_texts(others, share=share, mixed=len(sources) > 1)
+    held_out += read_texts([source.model_copy(update={"weight": 1.0}) for source in split], ctx, part="validation")
+    return chain(read_texts(split, ctx), train), held_out
+
+
 def read_conversations(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Conversation]]:
     """Yield the conversations of a mix for supervised fine-tuning, each with the row it came from."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_conversations(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _conversations)
 
 
-def _conversations(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Conversation]]:
+def _conversations(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Conversation]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.instructions(rows=source.rows or STORY_CHATS, seed=ctx.seed, style=source.style)
         return conversations(_story_rows(made), format="messages")
-    return conversations(_rows(source, ctx), **_reading(source))
+    return conversations(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def read_preferences(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Preference]]:
     """Yield the preferences of a mix for a reward model, each with the row it came from; a row may have several."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_preferences(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _preferences)
 
 
-def _preferences(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Preference]]:
+def _preferences(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Preference]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed, style=source.style)
         return preferences(_story_rows(made), format="prompt-pairs")
-    return preferences(_rows(source, ctx), **_reading(source))
+    return preferences(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def read_labelled(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Labelled]]:
     """Yield the answers of a mix for KTO, good and bad, each with the row it came from; a row may have several."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_labelled(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _labelled)
 
 
-def _labelled(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Labelled]]:
+def _labelled(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Labelled]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed)
         return labelled(_story_rows(made), format="prompt-pairs")
-    return labelled(_rows(source, ctx), **_reading(source))
+    return labelled(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def read_prompts(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Prompt]]:
     """Yield the prompts of a mix for PPO, each with the row it came from; of one source, each once."""
-    for number, source in enumerate(sources):
-        yield from _weighted(_prompts(source, ctx), source.weight, seed=ctx.seed + number)
+    yield from _mixed(sources, ctx, _prompts)
 
 
-def _prompts(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Prompt]]:
+def _prompts(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Prompt]]:
     if isinstance(source, BuiltinSource):
         made = storyworld.prompts(rows=source.rows or STORY_PROMPTS, seed=ctx.seed)
         # Not read as rows are, for there are only so many prompts, and `rows` says how many to give.
         asked = (Prompt([said(turn["role"], turn["content"]) for turn in row["prompt"]]) for row in made)
         return ((Row(f"storyworld: row {n}", {}), prompt) for n, prompt in enumerate(asked, 1))
-    return prompts(_rows(source, ctx), **_reading(source))
+    return prompts(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def _story_rows(made: Iterable[storyworld.Row]) -> Iterator[Row]:
@@ -143,12 +136,14 @@ def _reading(source: AnySource) -> dict[str, Any]:
 def rows_of(sources: Sequence[AnySource], ctx: Context) -> Iterator[Row]:
     """Yield the rows of sources as they are, whatever their columns."""
     for source in sources:
-        yield from _rows(source, ctx)
+        with collecting(source, ctx) as problems:
+            yield from problems.watch(_rows(source, ctx, problems))
+            problems.raise_any()
 
 
-def _rows(source: AnySource, ctx: Context, part: Part = "train") -> Iterator[Row]:
+def _rows(source: AnySource, ctx: Context, problems: Problems, *, part: Part = "train") -> Iterator[Row]:
     if isinstance(source, PathSource):
-        return read_rows(expand(source.path, base=Path()))
+        return read_rows(expand(source.path, base=Path(), format=source.format), problems=problems)
     if isinstance(source, StageSource):
         folder = ctx.run_dir / source.stage
         found = folder / "data" if (folder / "data").is_dir() else folder / "held_out.jsonl"
@@ -156,7 +151,7 @@ def _rows(source: AnySource, ctx: Context, part: Part = "train") -> Iterator[Row
             found /= PARTS[part]
         return read_rows(expand(str(found), base=Path()))
     assert isinstance(source, HubSource)
-    return _hub_rows(source, ctx)
+    return _hub_rows(source, ctx, problems)
 
 
 def _is_split(source: AnySource, ctx: Context) -> bool:
@@ -164,20 +159,33 @@ def _is_split(source: AnySource, ctx: Context) -> bool:
     return isinstance(source, StageSource) and (ctx.run_dir / source.stage / "data" / PARTS["validation"]).is_file()
 
 
-def _hub_rows(source: HubSource, ctx: Context) -> Iterator[Row]:
+def _hub_rows(source: HubSource, ctx: Context, problems: Problems) -> Iterator[Row]:
     import datasets
 
     revision = revision_of(source, ctx, kind="dataset")
     cached = datasets.DownloadConfig(local_files_only=revision is None)
+    options = {"split": source.split, "revision": revision, "streaming": source.streaming}
     try:
-        found = datasets.load_dataset(
-            source.hub, source.name, split=source.split, revision=revision, download_config=cached
-        )
+        for number, row in enumerate(
+            datasets.load_dataset(source.hub, source.name, download_config=cached, **options), 1
+        ):
+            item = checked(dict(row), f"{source.hub}[{source.split}]: row {number}")
+            if isinstance(item, Row):
+                yield item
+            else:
+                problems.add(item)
     except Exception as error:  # a dozen classes of three libraries: offline, gated, misspelt, no such split
         message = f"{source.hub} cannot be loaded: {error}".splitlines()[0]
         raise StageError(message, hint="a copy on disk works as {path: FILES}") from error
-    for number, row in enumerate(found, 1):
-        yield Row(f"{source.hub}[{source.split}]: row {number}", dict(row))
+
+
+def _mixed(
+    sources: Sequence[AnySource], ctx: Context, read: Callable[[AnySource, Context, Problems], Iterator[Item]]
+) -> Iterator[Item]:
+    """Yield what is read from each source, as often as its weight says, one source after the other."""
+    for number, source in enumerate(sources):
+        with collecting(source, ctx) as problems:
+            yield from _weighted(read(source, ctx, problems), source.weight, seed=ctx.seed + number)
 
 
 def _weighted(items: Iterable[Item], weight: float, *, seed: int) -> Iterator[Item]:
@@ -190,64 +198,3 @@ def _weighted(items: Iterable[Item], weight: float, *, seed: int) -> Iterator[It
     for item in items:
         for _ in range(whole + (picked.random() < part)):
             yield item
-
-
-def is_held_out(key: str, share: float) -> bool:
-    """Decide by a text's hash whether it is held out, so that the choice stays when rows come or go."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2**64
-
-
-def sides(documents: Iterable[str], *, share: float) -> Iterator[tuple[str, bool]]:
-    """Yield each document with whether it is held out, in their order.
-
-    With fewer than `FEW_DOCUMENTS` documents, the last `share` of each one's characters is held out.
-    """
-    documents = iter(documents)
-    first = list(islice(documents, FEW_DOCUMENTS))
-    if len(first) == FEW_DOCUMENTS:
-        yield from ((document, is_held_out(document, share)) for document in chain(first, documents))
-        return
-    for document in first:
-        cut = round(len(document) * (1 - share))
-        yield document[:cut], False
-        if document[cut:]:
-            yield document[cut:], True
-
-
-def split_texts(documents: Iterable[str], *, share: float) -> tuple[Iterator[str], list[str]]:
-    """Split documents into those to train on (a stream) and those held out, complete once the stream is used up."""
-    held_out: list[str] = []
-
-    def train() -> Iterator[str]:
-        for text, is_held in sides(documents, share=share):
-            if is_held:
-                held_out.append(text)
-            else:
-                yield text
-
-    return train(), held_out
-
-
-def read_split(sources: Sequence[AnySource], ctx: Context, *, share: float) -> tuple[Iterator[str], list[str]]:
-    """Split the documents of a mix as `split_texts` does; a curate stage has done it for its own, and that counts."""
-    split = [source for source in sources if _is_split(source, ctx)]
-    train, held_out = split_texts(read_texts([s for s in sources if s not in split], ctx), share=share)
-    held_out += read_texts([source.model_copy(update={"weight": 1.0}) for source in split], ctx, part="validation")
-    return chain(read_texts(split, ctx), train), held_out
-
-
-def split_by_prompt(
-    found: Iterable[tuple[Row, Asking]], *, share: float
-) -> tuple[list[tuple[Row, Asking]], list[tuple[Row, Asking]]]:
-    """Split rows of any kind into those to train on and those held out, by what was asked.
-
-    It is decided by the hash of the user's words, so that one prompt is never on both sides, and on the same side in
-    every stage with the same share.
-    """
-    sides: tuple[list[tuple[Row, Asking]], list[tuple[Row, Asking]]] = ([], [])
-    for row, item in found:
-        sides[is_held_out(item.asked, share)].append((row, item))
-    if not sides[0]:
-        raise DataError("no row is left to train on", hint="lower held_out.share, or add rows")
-    return sides

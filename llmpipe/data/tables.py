@@ -57,34 +57,49 @@ def detect(value: Mapping[str, object], table: Table[Item], *, where: str) -> st
     raise DataError(Problem("\n".join(lines), where), hint="say which column is which with `columns`")
 
 
+def format_of(row: Row, table: Table[Item], columns: Mapping[str, str]) -> str:
+    """Return the name of the format that `converted` reads rows by whose first one this is.
+
+    Raises:
+        DataError: if none fits.
+    """
+    unseen = {ours for ours, theirs in columns.items() if theirs not in row.value}
+    return _detect_first(row, _renamed(row, columns), unseen, table)
+
+
 def converted(
     rows: Iterable[Row],
     table: Table[Item],
     *,
     columns: Mapping[str, str] | None,
     format: str | None,
-    limit_problems: int,
+    problems: Problems | None = None,
 ) -> Iterator[tuple[Row, Item]]:
     """Yield each good row with what its format makes of it, then raise one DataError with the problems of all rows.
 
     `columns` gives the user's name for a column of ours. The format is told from the first row unless it is
-    given; a first row that fits none is raised at once, for nothing after it could be read either.
+    given; a first row that fits none is raised at once, for nothing after it could be read either. `problems`
+    takes note of bad rows, and may have another way with them.
     """
     names = dict(columns or {})
     _check_choice(names, format, table)
-    problems, unseen, empty = Problems(limit_problems), set(names), True
+    problems, unseen, empty = problems or Problems(), set(names), True
     for row in problems.watch(rows):
         empty = False
         unseen -= {ours for ours in unseen if names[ours] in row.value}
         cells = _renamed(row, names)
-        format = format or _detect_first(row, cells, unseen, table)
+        try:
+            format = format or _detect_first(row, cells, unseen, table)
+        except DataError as error:
+            problems.unfit(row, error)
+            continue
         absent = [column for column in table.formats[format].needs if column not in cells.value]
         if absent:
-            problems.add(Problem(_absence(absent, cells, row, format, table), row.where))
+            problems.reject(row, [_absence(absent, cells, row, format, table)])
             continue
         item = table.formats[format].convert(cells)
         if cells.wrong:
-            problems.add(*(Problem(wrong, row.where) for wrong in cells.wrong))
+            problems.reject(row, cells.wrong)
         else:
             yield row, item
     if not empty:

@@ -84,14 +84,14 @@ def run(settings: Settings, ctx: Context) -> Result:
     from llmpipe.curation.bias_picture import picture
     from llmpipe.curation.engine import Account
     from llmpipe.curation.output import Size, write
-    from llmpipe.data.sources import read_documents, sides
+    from llmpipe.data.split import sides
 
     if ctx.rank:
         return Result([], {})
     assert settings.data is not None
     account, before, after, folder = Account(), Size(), Size(), ctx.output("dataset")
     folder.mkdir()
-    cleaned = clean(settings, ctx, before.watch(read_documents(settings.data, ctx)), account, folder=ctx.dir / "work")
+    cleaned = clean(settings, ctx, before.watch(documents(settings, ctx)), account, folder=ctx.dir / "work")
     texts = (document.text for document in after.watch(cleaned))
     written = write(sides(texts, share=settings.split.validation), folder)
     refuse_nothing(after, account)
@@ -113,18 +113,24 @@ def sample(settings: Settings, ctx: Context, folder: Path) -> dict[str, Any]:
     """Try the steps on the first documents; returns what curation.json would say, and writes below `folder` only."""
     from llmpipe.curation.engine import Account
     from llmpipe.curation.output import Size
-    from llmpipe.data.sources import read_documents
 
     assert settings.data is not None
     account, before, after = Account(), Size(), Size()
-    documents = before.watch(islice(read_documents(settings.data, ctx), SAMPLE_DOCUMENTS))
-    for _ in after.watch(clean(settings, ctx, documents, account, folder=folder)):
+    first = before.watch(islice(documents(settings, ctx), SAMPLE_DOCUMENTS))
+    for _ in after.watch(clean(settings, ctx, first, account, folder=folder)):
         pass
     return report(account, measures(before, after))
 
 
+def documents(settings: Settings, ctx: Context) -> Iterator[Document]:
+    """Yield the documents to clean, all of them where they are another stage's."""
+    from llmpipe.data.sources import read_documents
+
+    return (Document(text, row.where) for row, text in read_documents(settings.data or [], ctx, part="all"))
+
+
 def clean(
-    settings: Settings, ctx: Context, documents: Iterable[Document], account: Account, *, folder: Path
+    settings: Settings, ctx: Context, found: Iterable[Document], account: Account, *, folder: Path
 ) -> Iterator[Document]:
     """Yield what the steps leave of the documents; files of the engine come into `folder`, which goes again."""
     from llmpipe.curation.crew import Crew, available_cores
@@ -148,7 +154,7 @@ def clean(
     try:
         with Crew(settings.processes or available_cores()) as crew:
             engine = Engine(folder, crew, progress, given, settings.bias_report)
-            yield from engine.run(documents, settings.steps, account)
+            yield from engine.run(found, settings.steps, account)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

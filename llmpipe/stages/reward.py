@@ -179,7 +179,8 @@ def read_data(
     settings: Settings, tokenizer: PreTrainedTokenizerBase, ctx: Context, *, context: int
 ) -> tuple[list[Pair], list[Pair], RewardFormat, dict[str, Any]]:
     """Return the pairs to train on, those held out, and how they are written, with counts of all that was left out."""
-    from llmpipe.data.sources import read_preferences, split_by_prompt
+    from llmpipe.data.sources import read_preferences
+    from llmpipe.data.split import split_by_prompt
     from llmpipe.training import pairs, reward_model
 
     assert settings.data is not None

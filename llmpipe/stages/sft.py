@@ -167,7 +167,8 @@ def read_data(
     """Return the rows to train on and the held-out ones as data sets, with counts of all that was left out."""
     from datasets import Dataset
 
-    from llmpipe.data.sources import read_conversations, split_by_prompt
+    from llmpipe.data.sources import read_conversations
+    from llmpipe.data.split import split_by_prompt
     from llmpipe.errors import StageError
     from llmpipe.training import models
     from llmpipe.training.chat import rows_of

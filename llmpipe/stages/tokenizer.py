@@ -1,6 +1,9 @@
 """tokenizer: learns to cut text into tokens. Reads text; writes `tokenizer/`, a folder that AutoTokenizer loads.
 
 tok: {kind: tokenizer, data: {path: "texts/*.txt"}, algorithm: bpe, vocab_size: 8192}
+
+`report.json` says how well it cuts each language or file, beside other tokenizers (`compare: {path: gpt2}`), and
+`pieces.svg` shows its most frequent pieces.
 """
 
 from __future__ import annotations
@@ -8,16 +11,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from llmpipe.context import Context, Result
 from llmpipe.errors import DataError
-from llmpipe.settings import Accepts, Artifact, Count, DataSources, StageSettings
+from llmpipe.settings import Accepts, Artifact, Count, DataSources, FolderSources, StageSettings
 
 if TYPE_CHECKING:
     import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from llmpipe.evaluation.token_report import Samples
 
 VERSION = 1
 
@@ -26,7 +33,6 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
 BYTES = 256
 LOSSY = ("unigram", "wordpiece", "char")  # may meet letters that they have no token for
-SAMPLE_CHARACTERS = 200_000  # enough to tell bytes per token to three figures
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -58,6 +64,13 @@ class Settings(StageSettings):
     )
     special_tokens: list[str] = Field(default_factory=list, description="further tokens that text is never cut within")
     chat_template: str | None = Field(None, description="Jinja text; the default has a token for each role")
+    compare: Annotated[FolderSources | None, Accepts(("tokenizer",), fill=False)] = Field(
+        None, exclude_if=lambda others: others is None, description="other tokenizers to report on beside this one"
+    )
+
+    def unused_inputs(self) -> frozenset[str]:
+        """There need be no other tokenizer."""
+        return frozenset({"compare"})
 
 
 def produces(_settings: Settings) -> Artifact:
@@ -70,19 +83,18 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import PreTrainedTokenizerFast
 
     from llmpipe.artifact import Gate
-    from llmpipe.data.sources import read_texts
+    from llmpipe.data.sources import read_documents
+    from llmpipe.evaluation.token_report import Samples
 
     assert settings.data is not None
-    size = {"documents": 0, "bytes": 0, "sampled": 0}
-    sample: list[str] = []
+    size = {"documents": 0, "bytes": 0}
+    samples = Samples()
 
     def counted() -> Iterator[str]:
-        for text in read_texts(settings.data or [], ctx):
+        for row, text in read_documents(settings.data or [], ctx):
             size["documents"] += 1
             size["bytes"] += len(text.encode("utf-8"))
-            if room := SAMPLE_CHARACTERS - size["sampled"]:
-                sample.append(text[:room])
-                size["sampled"] += len(sample[-1])
+            samples.add(row, text)
             yield text
 
     ctx.progress(doing="reading text")
@@ -102,17 +114,30 @@ def run(settings: Settings, ctx: Context) -> Result:
         chat_template=settings.chat_template or CHAT_TEMPLATE,
     )
     tokenizer.save_pretrained(ctx.dir / "tokenizer")
-    pieces = sum(len(ids) for ids in tokenizer(sample, add_special_tokens=False)["input_ids"])
-    metrics = {
-        "vocab_size": len(tokenizer),
-        "documents": size["documents"],
-        "bytes": size["bytes"],
-        "bytes_per_token": round(sum(len(text.encode("utf-8")) for text in sample) / max(1, pieces), 3),
-    }
     ids = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
     why = "a pad that is also the end hides the end from training"
     gate = Gate(name="pad-bos-end-distinct", passed=len(ids) == 3, why=why)
-    return Result(outputs=["tokenizer"], metrics=metrics, gates=[gate])
+    metrics = {"vocab_size": len(tokenizer), **size, **write_report(settings, ctx, tokenizer, samples)}
+    return Result(outputs=["tokenizer", "report.json", "pieces.svg"], metrics=metrics, gates=[gate])
+
+
+def write_report(
+    settings: Settings, ctx: Context, tokenizer: PreTrainedTokenizerFast, samples: Samples
+) -> dict[str, float]:
+    """Write report.json and pieces.svg, say the most of it, and return the figures for the manifest."""
+    from llmpipe.artifact import write_json, write_text
+    from llmpipe.evaluation import token_report
+    from llmpipe.training.models import load_tokenizer
+
+    ctx.progress(doing="measuring the tokenizer")
+    others = {Path(ctx.folder_of(source)).name: load_tokenizer(source, ctx) for source in settings.compare or ()}
+    found = token_report.report(tokenizer, samples, others)
+    for line in token_report.lines(found):
+        ctx.say(line)
+    write_json(ctx.dir / "report.json", found)
+    write_text(ctx.dir / "pieces.svg", token_report.picture(found))
+    compared = {f"{name}_bytes_per_token": other["bytes_per_token"] for name, other in found["compared"].items()}
+    return {"bytes_per_token": found["bytes_per_token"], "unused_tokens": found["unused_tokens"], **compared}
 
 
 def learn(settings: Settings, texts: Iterator[str]) -> tokenizers.Tokenizer:

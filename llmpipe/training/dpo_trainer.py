@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl import DPOConfig, DPOTrainer
 
 from llmpipe.context import Context
-from llmpipe.data.sources import read_preferences, split_by_prompt
+from llmpipe.data.sources import read_preferences
+from llmpipe.data.split import split_by_prompt
 from llmpipe.evaluation import pairs as measuring
 from llmpipe.training import pairs as pairing
 from llmpipe.training import reward_model

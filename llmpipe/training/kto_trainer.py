@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl import KTOConfig, KTOTrainer
 
 from llmpipe.context import Context
-from llmpipe.data.sources import read_labelled, split_by_prompt
+from llmpipe.data.sources import read_labelled
+from llmpipe.data.split import split_by_prompt
 from llmpipe.evaluation import pairs as measuring
 from llmpipe.training import answers as answering
 from llmpipe.training import pairs as pairing

@@ -19,7 +19,8 @@ from trl import SFTConfig
 from llmpipe.artifact import Gate
 from llmpipe.context import Context, Result
 from llmpipe.data.formats import Conversation
-from llmpipe.data.sources import read_conversations, split_by_prompt
+from llmpipe.data.sources import read_conversations
+from llmpipe.data.split import split_by_prompt
 from llmpipe.errors import DataError
 from llmpipe.training import arguments, denoising, flow, models, objectives
 from llmpipe.training.chat import render

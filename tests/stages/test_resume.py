@@ -26,7 +26,8 @@ def settings(make_model: Any, tokenizer: Any, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["pretrain", "sft"])
 @pytest.mark.parametrize(("stop_at", "how", "code"), [(3, "interrupt", 130), (STEPS, "terminate", 75)])
 def test_a_stage_resumes_to_the_bit(kind, stop_at, how, code, settings, tmp_path) -> None:
-    settings |= {"data": {"builtin": "storyworld", "rows": 120}}
+    pirates = {"builtin": "storyworld", "rows": 40, "style": "pirate", "weight": 1.5}
+    settings |= {"data": [{"builtin": "storyworld", "rows": 60}, pirates]}
     whole = run_stage(kind, settings, context_for(tmp_path / "a"))
     with pytest.raises(StoppedError) as stopped:
         run_stage(kind, settings, context_for(tmp_path / "b", stop=stop_after(stop_at, how)))

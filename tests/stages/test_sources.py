@@ -9,17 +9,10 @@ from itertools import islice
 import pytest
 
 from llmpipe.data import storyworld
-from llmpipe.data.sources import (
-    FEW_DOCUMENTS,
-    read_conversations,
-    read_preferences,
-    read_prompts,
-    read_texts,
-    split_by_prompt,
-    split_texts,
-)
-from llmpipe.errors import DataError
-from llmpipe.settings import BuiltinSource, PathSource
+from llmpipe.data.sources import read_conversations, read_preferences, read_prompts, read_texts
+from llmpipe.data.split import FEW_DOCUMENTS, split_by_prompt, split_texts
+from llmpipe.errors import DataError, StageError
+from llmpipe.settings import BuiltinSource, HubSource, PathSource
 
 
 def source(**options) -> list[BuiltinSource]:
@@ -75,6 +68,58 @@ def test_weights(weight, least, most, ctx) -> None:
 def test_a_mix_is_the_sum_of_its_parts(ctx) -> None:
     mixed = Counter(read_texts([*source(rows=30), *source(rows=20, weight=2.0)], ctx))
     assert mixed.total() == 70
+
+
+def test_what_is_seen_of_a_source_does_not_hang_on_the_others(ctx) -> None:
+    """Nor on the time of day: the same rows in the same order, or a resumed run would learn from others."""
+    ours = source(rows=50, weight=1.5)
+    alone = list(read_texts(ours, ctx))
+    mixes = [[*ours, *source(rows=9, weight=w, style="pirate")] for w in (0.5, 1.0, 2.5)]
+    for mix in mixes:
+        first, again = list(read_texts(mix, ctx)), list(read_texts(mix, ctx))
+        assert first == again and first[: len(alone)] == alone
+
+
+def test_the_held_out_texts_of_a_mix_come_from_all_sources_from_the_start() -> None:
+    """Of a long list only the beginning is measured: it must not be the first source alone."""
+    documents = [f"{name} {number}" for name, count in (("a", 3000), ("b", 1000)) for number in range(count)]
+    splits = {}
+    for mixed in (False, True):
+        train, held_out = split_texts(documents, share=0.2, mixed=mixed)
+        kept = list(train)
+        assert [text for text in documents if text not in set(held_out)] == kept
+        splits[mixed] = held_out
+    assert sorted(splits[False]) == sorted(splits[True])
+    share = {mixed: Counter(text[0] for text in held_out[:200])["b"] / 200 for mixed, held_out in splits.items()}
+    assert share[False] == 0 and 0.15 < share[True] < 0.35
+    again, held_out = split_texts(reversed(documents), share=0.2, mixed=True)
+    list(again)
+    assert held_out == splits[True]
+
+
+def test_the_tails_of_a_mix_of_few_documents_are_put_in_order_too() -> None:
+    train, held_out = split_texts([f"{number}" + "x" * 99 + str(number) for number in range(9)], share=0.01, mixed=True)
+    list(train)
+    assert held_out != sorted(held_out) == [str(number) for number in range(9)]
+
+
+def test_a_capped_run_sees_every_source(tmp_path, make_model, tokenizer, ctx) -> None:
+    """The corpus is one source after the other, and is read in random order: its first rows are of both."""
+    from transformers import TrainingArguments
+
+    from llmpipe.training.flow import PretrainTrainer
+    from llmpipe.training.packing import PackedTokens, encode, identity, write_tokens
+
+    mix = [*source(rows=150), *source(rows=50, style="pirate", weight=3.0)]
+    documents, _ = write_tokens(encode(read_texts(mix, ctx), tokenizer), tmp_path / "t.tokens", vocab_size=300)
+    options = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "documents": documents}
+    rows = PackedTokens(tmp_path / "t.tokens", block=64, vocab_size=300, **options)
+    args = TrainingArguments(output_dir=str(tmp_path), seed=1, report_to="none", remove_unused_columns=False)
+    trainer = PretrainTrainer(model=make_model(), args=args, train_dataset=rows, data_collator=identity)
+    batches = islice(trainer.get_train_dataloader(), 5)
+    seen = [tokenizer.decode(row) for batch in batches for row in batch["input_ids"]]
+    pirates = sum("!" in text for text in seen)
+    assert len(seen) == 40 and 0.25 < pirates / len(seen) < 0.85
 
 
 def test_the_split_stays_when_rows_are_added() -> None:
@@ -141,3 +186,24 @@ def test_a_format_is_passed_on(tmp_path, ctx) -> None:
 def test_a_split_that_leaves_nothing_to_train_on() -> None:
     with pytest.raises(DataError, match="no row is left to train on"):
         split_by_prompt([], share=0.5)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_of_the_hub_is_read_whole_or_as_it_comes(streaming, tmp_path, ctx, monkeypatch) -> None:
+    """A folder stands in for the hub: datasets reads `me/set` from the working directory where there is one."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llmpipe.data.hub._newest", lambda repository, kind: None)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "me" / "set").mkdir(parents=True)
+    rows = [{"text": "a"}, {"text": "b\0"}, {"text": "c"}, {"text": None}, {"text": "d"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "me" / "set" / "train.jsonl").write_text(lines, encoding="utf-8")
+    found = HubSource(hub="me/set", streaming=streaming, on_bad_rows="quarantine")
+    assert list(read_texts([found], ctx)) == ["a", "c", "d"]
+    kept = [json.loads(line) for line in (ctx.dir / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["where"] for row in kept] == ["me/set[train]: row 2", "me/set[train]: row 4"]
+    assert any((tmp_path / "cache").rglob("*.arrow")) is not streaming
+    with pytest.raises(StageError, match=r"^me/set cannot be loaded: .*tset"):
+        list(read_texts([HubSource(hub="me/set", split="tset", streaming=streaming)], ctx))

@@ -17,6 +17,7 @@ from llmpipe.cli import app
 from llmpipe.context import Context, Result
 from llmpipe.curation import output
 from llmpipe.data import noise, sources, storyworld
+from llmpipe.data.split import is_held_out
 from llmpipe.errors import DataError, RecipeError, StoppedError
 from llmpipe.settings import BuiltinSource, PathSource, StageSource
 from llmpipe.stages import curate
@@ -48,7 +49,7 @@ def test_what_is_left_is_written_and_split_by_hash(tmp_path: Path, monkeypatch: 
     result = run(ctx, [*TEXTS, *TEXTS[:50]], split={"validation": 0.2})
     train, validation = written(ctx, "train-*.jsonl"), written(ctx, "validation.jsonl")
     assert sorted(train + validation) == sorted(TEXTS)
-    assert validation == [text for text in TEXTS if sources.is_held_out(text, 0.2)]
+    assert validation == [text for text in TEXTS if is_held_out(text, 0.2)]
     assert train == [text for text in TEXTS if text not in validation]
     shards = sorted(path.name for path in (ctx.dir / "data").glob("train-*"))
     assert shards[:2] == ["train-00000.jsonl", "train-00001.jsonl"]
@@ -78,32 +79,34 @@ def test_its_split_wins_over_that_of_a_later_stage(tmp_path: Path) -> None:
     assert held_out == written(ctx, "validation.jsonl")
     assert list(sources.read_texts([corpus], later)) == written(ctx, "train-*.jsonl")  # as a tokenizer reads
     assert list(sources.read_texts([corpus], later, part="validation")) == held_out
-    assert [one.text for one in sources.read_documents([corpus], later)] == written(ctx, "*.jsonl")
+    assert [text for _, text in sources.read_documents([corpus], later, part="all")] == written(ctx, "*.jsonl")
 
     more = PathSource(path=str(tmp_path / "rows.jsonl"))
     train, held_out = sources.read_split([more, StageSource(stage="corpus", weight=2.0)], later, share=0.05)
     assert sorted(train) == sorted(
-        [*written(ctx, "train-*.jsonl") * 2, *(text for text in TEXTS if not sources.is_held_out(text, 0.05))]
+        [*written(ctx, "train-*.jsonl") * 2, *(text for text in TEXTS if not is_held_out(text, 0.05))]
     )
-    assert held_out == [*written(ctx, "validation.jsonl"), *(t for t in TEXTS if sources.is_held_out(t, 0.05))]
+    assert sorted(held_out) == sorted(
+        [*written(ctx, "validation.jsonl"), *(text for text in TEXTS if is_held_out(text, 0.05))]
+    )
 
 
 def test_a_curate_stage_without_validation_is_split_later(tmp_path: Path) -> None:
     run(context(tmp_path), TEXTS, split={"validation": 0})
     train, held_out = sources.read_split([StageSource(stage="corpus")], context(tmp_path, "base"), share=0.2)
     assert len(list(train)) + len(held_out) == len(TEXTS)
-    assert held_out == [text for text in TEXTS if sources.is_held_out(text, 0.2)]
+    assert held_out == [text for text in TEXTS if is_held_out(text, 0.2)]
 
 
 def test_documents_have_their_place(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": " "}\n{"text": "three"}\n', encoding="utf-8")
     found = list(sources.read_documents([PathSource(path=str(tmp_path / "a.jsonl"))], context(tmp_path)))
-    assert [(one.text, one.where) for one in found] == [
+    assert [(text, row.where) for row, text in found] == [
         ("one", f"{tmp_path}/a.jsonl:1"),
         ("three", f"{tmp_path}/a.jsonl:3"),
     ]
     stories = list(sources.read_documents([BuiltinSource(builtin="storyworld", rows=2)], context(tmp_path, "b")))
-    assert [one.where for one in stories] == ["storyworld: text 1", "storyworld: text 2"]
+    assert [row.where for row, _ in stories] == ["storyworld: text 1", "storyworld: text 2"]
 
 
 def test_texts_of_the_evaluation_are_taken_out(tmp_path: Path) -> None:

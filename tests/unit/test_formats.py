@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmpipe.data import Problems
 from llmpipe.data.formats import FORMATS, Conversation, conversations, detect, texts
 from llmpipe.data.rows import Row, read_rows
 from llmpipe.errors import DataError, ExitCode, UsageError
@@ -259,14 +260,14 @@ def test_all_problems_of_reading_and_converting_in_one_pass(tmp_path: Path, monk
     Path("b.jsonl").write_text('{"question": "q"}\n' * 4 + good + "[]\n", encoding="utf-8")
     found = []
     with pytest.raises(DataError) as caught:
-        paths = [Path("a.jsonl"), Path("b.jsonl"), Path("c.jsonl")]
-        for row, _ in conversations(read_rows(paths, limit_problems=2), limit_problems=6):
+        paths, noted = [Path("a.jsonl"), Path("b.jsonl"), Path("c.jsonl")], Problems(6)
+        for row, _ in conversations(read_rows(paths, problems=noted), problems=noted):
             found.append(row.where)
     assert found == ["a.jsonl:1", "a.jsonl:4", "b.jsonl:5"]
     assert [str(problem) for problem in caught.value.problems] == [
         "a.jsonl:2: answer is a number, not text",
-        *(f"b.jsonl:{line}: the column 'answer' is missing" for line in range(1, 5)),
         "a.jsonl:3: the line ends inside a string; was the file cut off?",
+        *(f"b.jsonl:{line}: the column 'answer' is missing" for line in range(1, 5)),
         "... and 2 more",
     ]
 
@@ -298,7 +299,7 @@ def test_empty_texts_are_skipped() -> None:
         (
             [{"a": "x", "b": "y"}],
             None,
-            ["f.jsonl:1: cannot tell which column holds the text: a, b; name it with `column`"],
+            ["f.jsonl:1: cannot tell which column holds the text: a, b; say `columns: {text: YOURS}`"],
         ),
         (
             [{"text": 5}, {"text": "a"}, {"txt": "b"}],

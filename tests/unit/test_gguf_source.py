@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from llmpipe import cards, recipe_edit, runner, vocabulary, yaml_tree
+from llmpipe import cards, packages, recipe_edit, vocabulary, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.artifact import write_json
 from llmpipe.cli import app
@@ -142,9 +142,9 @@ def test_without_the_package_nothing_is_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = plan()["chat"]
-    runner.refuse_without_gguf([step])
-    monkeypatch.setattr(runner, "find_spec", lambda name: None)
-    runner.refuse_without_gguf([plan(model="{hub: a/b}")["chat"], Step(step.record, "skip", "unchanged", [])])
+    packages.refuse_without_gguf([step])
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    packages.refuse_without_gguf([plan(model="{hub: a/b}")["chat"], Step(step.record, "skip", "unchanged", [])])
     plan()
     with pytest.raises(SystemExit) as ended:
         app(["run", "r.yaml"])

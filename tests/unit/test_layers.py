@@ -20,7 +20,7 @@ LAYERS = [
     {"push"},
     {"export"},
     {"cards"},
-    {"runner", "summary", "vocabulary", "doctor", "recipe_edit"},
+    {"packages", "preview", "runner", "summary", "vocabulary", "doctor", "recipe_edit"},
     {"launch"},
     {"worker"},
     {"plan"},
@@ -29,9 +29,10 @@ LAYERS = [
     {"stages"},
     {"architectures", "curation", "data", "context"},
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
-    {"errors", "console"},
+    {"errors", "console", "reading"},
 ]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors", "gguf"}
+HEAVY |= {"trafilatura", "lxml", "pypdf"}
 
 
 def imported(path: Path, *, everywhere: bool = False) -> set[str]:

@@ -41,6 +41,7 @@ VALUES: dict[Any, Any] = {
     "steps": [{"step": "decontaminate", "words": 8}],
     "split": {"validation": 0.1},
     "tokenizer": "other",
+    "compare": {"stage": "other"},
     "model": {"size": "2M"},
     "models": ["chat"],
     "held_out": {"share": 0.2},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmpipe.data import Problems
 from llmpipe.data.rows import Row, expand, read_rows
 from llmpipe.errors import DataError, ExitCode
 
@@ -26,9 +27,11 @@ def read(*names: str, limit: int = 20) -> tuple[list[Row], list[str]]:
     """Return the rows and the problems of files."""
     rows: list[Row] = []
     problems: list[str] = []
+    noted = Problems(limit)
     try:
-        for row in read_rows([Path(name) for name in names], limit_problems=limit):
+        for row in read_rows([Path(name) for name in names], problems=noted):
             rows.append(row)
+        noted.raise_any()
     except DataError as error:
         assert error.code == ExitCode.DATA
         problems = [str(problem) for problem in error.problems]
@@ -143,10 +146,10 @@ BAD = [
     ("f.jsonl.gz", gzip.compress(GOOD)[:-4], ": the gzip data ends too early; was the file cut off?"),
     ("f.parquet", b"", ": the file is empty"),
     (
-        "f.pdf",
-        b"%PDF",
-        ": files with the suffix '.pdf' cannot be read; known are .txt, .md, .jsonl, .ndjson, .json, "
-        ".csv, .tsv, .parquet, each also with .gz",
+        "f.docx",
+        b"PK\3\4",
+        ": files with the suffix '.docx' cannot be read; known are .txt, .md, .jsonl, .ndjson, .json, "
+        ".csv, .tsv, .parquet, .html, .htm, .xhtml, .epub, .pdf, each also with .gz or .zst, and source code",
     ),
 ]
 
@@ -240,7 +243,7 @@ EXPAND = {
     "chat[1].jsonl": ["chat[1].jsonl"],
     "sub": ["sub/a.txt", "sub/deep/b.csv.gz"],
     "**/*.txt": ["sub/a.txt"],
-    "sub/*": ["sub/a.txt", "sub/x.pdf"],
+    "sub/*": ["sub/a.txt", "sub/x.docx"],
 }
 
 
@@ -252,7 +255,7 @@ def tree(here: Path) -> Path:
         "chat[1].jsonl",
         "sub/a.txt",
         "sub/deep/b.csv.gz",
-        "sub/x.pdf",
+        "sub/x.docx",
         "sub/.git/c.txt",
     ):
         (base / name).parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +280,7 @@ def test_expand(tree: Path, pattern: str) -> None:
         (
             "empty",
             "empty: no file in this directory can be read; known are .txt, .md, .jsonl, .ndjson, .json, "
-            ".csv, .tsv, .parquet, each also with .gz",
+            ".csv, .tsv, .parquet, .html, .htm, .xhtml, .epub, .pdf, each also with .gz or .zst, and source code",
         ),
     ],
 )

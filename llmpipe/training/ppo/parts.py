@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from llmpipe.context import Context
 from llmpipe.data.formats import Conversation
 from llmpipe.data.preferences import Prompt
-from llmpipe.data.sources import read_prompts, split_by_prompt
+from llmpipe.data.sources import read_prompts
+from llmpipe.data.split import split_by_prompt
 from llmpipe.errors import DataError, StageError, did_you_mean
 from llmpipe.settings import AnySource
 from llmpipe.training.arguments import world_size
