@@ -135,4 +135,4 @@ def test_every_stage_that_reads_rows_is_in_the_table() -> None:
         for extra in field.metadata
         if isinstance(extra, Accepts) and "dataset" in extra.artifacts
     }
-    assert kinds - TABLES.keys() == {"tokenizer", "pretrain", "eval"}
+    assert kinds - TABLES.keys() == {"curate", "tokenizer", "pretrain", "eval"}

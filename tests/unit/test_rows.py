@@ -61,7 +61,7 @@ FILES = {
 def test_formats(name: str, packed: bool) -> None:
     content, expected = FILES[name]
     full = name + ".gz" * packed
-    Path(full).write_bytes(gzip.compress(content) if packed else content)
+    Path(full).write_bytes(gzip.compress(content, mtime=0) if packed else content)
     rows, problems = read(full)
     assert not problems
     if name == "A.JSONL":
@@ -117,7 +117,7 @@ BAD = [
     ("f.jsonl", GOOD + b'{"a": "\xff"}', ":2: byte 0xff at offset 21 is not UTF-8; save the file as UTF-8"),
     ("f.jsonl", b"\xef\xbb\xbf\xe9", ":1: byte 0xe9 at offset 3 is not UTF-8; save the file as UTF-8"),
     ("f.jsonl", b"\xff\xfe{\0", ": the file is UTF-16; save it as UTF-8"),
-    ("f.jsonl", gzip.compress(GOOD), ": the file is gzip-compressed; let its name end in .gz"),
+    ("f.jsonl", gzip.compress(GOOD, mtime=0), ": the file is gzip-compressed; let its name end in .gz"),
     ("f.jsonl", b"", ": the file is empty"),
     ("f.jsonl", b" \n\n", ": the file holds no data"),
     ("f.txt", b" \n", ": the file holds no data"),
@@ -143,7 +143,7 @@ BAD = [
     ("f.csv", b'a\n"b\nc\n', ":2: the quotes in this row do not match (unexpected end of data)"),
     ("f.csv", b"a\n\xff\n", ":2: byte 0xff at offset 2 is not UTF-8; save the file as UTF-8"),
     ("f.jsonl.gz", b"{}", ": this is not valid gzip data; pack the file again or drop .gz from its name"),
-    ("f.jsonl.gz", gzip.compress(GOOD)[:-4], ": the gzip data ends too early; was the file cut off?"),
+    ("f.jsonl.gz", gzip.compress(GOOD, mtime=0)[:-4], ": the gzip data ends too early; was the file cut off?"),
     ("f.parquet", b"", ": the file is empty"),
     (
         "f.docx",
