@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 from llmpipe.errors import StageError, StoppedError
 from llmpipe.stages.pretrain import Settings
 from llmpipe.training import arguments, denoising, flow, masked, models, objectives, shapes
-from llmpipe.training.documents import PADDING, framing, write_pieces
+from llmpipe.training.documents import PADDING, LoneRows, framing, write_pieces
 from llmpipe.training.packing import IGNORED, padding_shares
 from tests.stages.tiny import context_for, run_stage, same, stop_after
 
@@ -343,6 +343,16 @@ def test_a_causal_model_trains_on_rows_of_one_document(tokenizer, make_model, tm
     )
     assert made.metrics["held_out_loss"] < made.metrics["held_out_loss_before"]
     assert 0 < made.metrics["padding_share"] < 0.5
+
+
+def test_a_row_of_one_document_asks_for_all_but_its_first_token(tokenizer, tmp_path) -> None:
+    write_pieces(TEXTS, tokenizer, tmp_path / "t.tokens", shortest=1, longest=62, words=False)
+    options = {"opening": [1], "closing": [2], "pad_id": 0, "vocab_size": 300, "block": 64, "seed": 0, "packing": False}
+    batch = LoneRows(tmp_path / "t.tokens", **options).__getitems__([0, 1, 2])
+    ids, labels = batch["input_ids"], batch["labels"]
+    assert ids[:, 0].tolist() == [1, 1, 1]
+    assert torch.equal(labels != IGNORED, (ids != 0) & (ids != 1))
+    assert [tokenizer.decode(row[row != IGNORED]) for row in labels] == [text + "<|end|>" for text in TEXTS]
 
 
 def test_padding_is_counted() -> None:

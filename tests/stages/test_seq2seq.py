@@ -13,7 +13,7 @@ from llmpipe.data.formats import Conversation
 from llmpipe.errors import DataError, StageError
 from llmpipe.training import denoising, models, objectives, seq2seq
 from llmpipe.training.packing import IGNORED
-from tests.stages.tiny import context_for, run_stage
+from tests.stages.tiny import context_for, run_recipe, run_stage, same
 
 T5 = {"num_layers": 2, "d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2}
 
@@ -113,3 +113,25 @@ def test_eval_fills_the_gaps_of_a_masked_model(tokenizer, ctx, tmp_path) -> None
     assert told[0].startswith("A") and told[0].endswith(" went home") and len(told[1]) >= len("A duck")
     with pytest.raises(StageError, match="a masked model tells none"):
         run_stage("eval", text | {"suites": ["storyworld"]}, context_for(tmp_path / "c"))
+
+
+def test_models_of_all_kinds_leave_their_run(tmp_path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    from llmpipe.export import export
+
+    shape = "{num_hidden_layers: 1, hidden_size: 32, intermediate_size: 64, num_attention_heads: 2}"
+    base = "data: {builtin: storyworld, rows: 30}, context: 64, trainer: {max_steps: 1}"
+    run = run_recipe(
+        tmp_path,
+        "name: x\nstages:\n  tok: {kind: tokenizer, data: {builtin: storyworld, rows: 30}, vocab_size: 300}\n"
+        f"  bert: {{kind: pretrain, objective: masked, model: {{arch: bert, config: {shape}}}, {base}}}\n"
+        f"  t5: {{kind: pretrain, objective: denoising, model: {{arch: t5, config: {json.dumps(T5)}}}, {base}}}\n",
+    )
+    for name, loads in (("bert", AutoModelForMaskedLM), ("t5", AutoModelForSeq2SeqLM)):
+        export(run, name, tmp_path / name, force=False, gguf=None)
+        model = loads.from_pretrained(tmp_path / name)
+        assert same(run / name / "model", tmp_path / name) and model.num_parameters() > 1000
+        assert f"{loads.__name__}.from_pretrained" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        with pytest.raises(StageError, match=f"--gguf writes Llama-type models, and this one is of the type {name}"):
+            export(run, name, tmp_path / "g", force=False, gguf="F16")
