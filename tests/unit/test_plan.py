@@ -22,6 +22,7 @@ stages:
   tok: {kind: tokenizer, data: {path: a.txt}}
   other: {kind: tokenizer, data: {path: b.txt}}
   base: {kind: pretrain, data: {path: a.txt}, model: {size: 1M}, tokenizer: tok}
+  hidden: {kind: pretrain, data: {path: a.txt}, model: {size: 1M}, tokenizer: tok, objective: masked}
   chat: {kind: sft, data: {builtin: storyworld}, model: base}
   tuned: {kind: lora, data: {builtin: storyworld}, model: base}
   judge: {kind: reward, data: {path: a.txt}, model: base}
@@ -35,7 +36,10 @@ stages:
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
 NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores", "curate": "corpus"}
+ELSEWHERE = {("pretrain", key): "hidden" for key in ("objective", "whole_word")}
+"""Stages for keys that the one of the same kind above cannot change: what it makes is used, or they are for another."""
 VALUES: dict[Any, Any] = {
+    "objective": "denoising",
     "data": {"path": "b.txt"},
     "evaluation": {"path": "b.txt"},
     "steps": [{"step": "decontaminate", "words": 8}],
@@ -126,7 +130,7 @@ def test_every_kind_is_in_the_table() -> None:
 
 @pytest.mark.parametrize(("kind", "key"), KEYS)
 def test_every_key_counts(place: Path, kind: str, key: str) -> None:
-    settings, name = stages.load(kind).Settings, NAMES[kind]
+    settings, name = stages.load(kind).Settings, ELSEWHERE.get((kind, key), NAMES[kind])
     info = settings.model_fields[key]
     default = None if info.is_required() else info.get_default(call_default_factory=True)
     value = {"stage": "other"} if key == "tokenizer" else VALUES.get(key, another(info.annotation, default))
