@@ -167,6 +167,10 @@ def test_the_plan_shows_every_edge_in_80_columns(monkeypatch: pytest.MonkeyPatch
         "  tok   tokenizer  run  first time  a.txt → tok\n"
         "  base  pretrain   run  first time  a.txt, tok → base\n"
         "  chat  sft        run  first time  base, storyworld → chat\n"
+        "\n"
+        "        data file  read as  columns\n"
+        "  tok   a.txt      text     text\n"
+        "  base  a.txt      text     text\n"
     )
     assert not Path("runs").exists()
 
