@@ -55,7 +55,7 @@ def test_the_report(texts, tokenizer, tmp_path, ctx, monkeypatch) -> None:
     assert len(found["pieces"]) == min(len(ids), token_report.PIECES)
     used = {piece["piece"] for piece in found["pieces"]}
     assert "␣duck" in used or "␣red" in used, used
-    assert sum(piece["count"] for piece in found["pieces"]) <= found["tokens"]
+    assert 0.5 < sum(piece["count"] for piece in found["pieces"]) / found["tokens"] <= 1
     said = [event["text"] for event in ctx.events if event["event"] == "say"]
     assert said[1].startswith("bytes per token: en.txt ") and said[2].startswith("other has 300 tokens: ")
 
