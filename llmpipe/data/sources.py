@@ -11,17 +11,18 @@ from typing import Any, TypeVar
 
 from llmpipe.context import Context
 from llmpipe.data import Row, said, storyworld
+from llmpipe.data.classes import Classed, classed
 from llmpipe.data.formats import Conversation, conversations, texts
 from llmpipe.data.hub import revision_of
 from llmpipe.data.labelled import Labelled, labelled
 from llmpipe.data.preferences import Preference, Prompt, preferences
 from llmpipe.data.prompts import prompts
 from llmpipe.data.rows import expand, read_rows
-from llmpipe.errors import DataError, StageError
+from llmpipe.errors import DataError, Problem, StageError
 from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, StageSource
 
 Item = TypeVar("Item")
-Asking = TypeVar("Asking", Conversation, Preference, Labelled, Prompt)
+Asking = TypeVar("Asking", Conversation, Preference, Labelled, Prompt, Classed)
 
 STORIES = 20_000
 STORY_CHATS = 4_000
@@ -86,6 +87,18 @@ def _labelled(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Labelled]]
         made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed)
         return labelled(_story_rows(made), format="prompt-pairs")
     return labelled(_rows(source, ctx), **_reading(source))
+
+
+def read_classed(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Classed]]:
+    """Yield the texts of a mix for a classifier, each with its label and the row it came from."""
+    for number, source in enumerate(sources):
+        yield from _weighted(_classed(source, ctx), source.weight, seed=ctx.seed + number)
+
+
+def _classed(source: AnySource, ctx: Context) -> Iterator[tuple[Row, Classed]]:
+    if isinstance(source, BuiltinSource):
+        raise DataError(Problem("has no classes to tell apart", source.builtin), hint="data: {path: FILE}")
+    return classed(_rows(source, ctx), **_reading(source))
 
 
 def read_prompts(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Prompt]]:

@@ -152,7 +152,7 @@ def mend_pad(model: PreTrainedModel, tokenizer: Tokenizer, ctx: Context) -> None
             grow(model, len(tokenizer))
         ctx.say(f"pad token {was}; it is now {tokenizer.pad_token} (id {tokenizer.pad_token_id})")
     model.config.pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
+    if getattr(model, "generation_config", None) is not None:  # a classifier has none
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -166,7 +166,7 @@ def grow(model: PreTrainedModel, size: int) -> None:
     if size <= old:
         return
     model.resize_token_embeddings(size, mean_resizing=False)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):  # a classifier has one
         layer.weight[old:] = layer.weight[:old].mean(0)
         if getattr(layer, "bias", None) is not None:
             layer.bias[old:] = layer.bias[:old].mean()
