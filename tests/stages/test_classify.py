@@ -39,7 +39,7 @@ def write_rows(folder: Path, rows: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def rows_of(count: int, classes: tuple[str, ...] = ("good", "bad", "odd")) -> list[tuple[str, str]]:
     return [
-        (f"number {n} was {WORDS[name][n // 3 % 3]} today", name)
+        (f"{WORDS[name][n // 3 % 3]} day {n}", name)
         for n in range(count)
         for name in (classes[n % len(classes)],)
     ]
@@ -69,7 +69,7 @@ def settings(tokenizer: Any, make_model: Any, tmp_path: Path) -> dict[str, Any]:
 def test_it_learns_classes_and_what_is_saved_is_read_by_transformers(
     arch, settings, tokenizer, make_model, tmp_path
 ) -> None:
-    settings |= {"model": model_of(arch, tmp_path, tokenizer, make_model), "trainer": TRAINER | {"max_steps": 60, "learning_rate": 5e-3}}
+    settings |= {"model": model_of(arch, tmp_path, tokenizer, make_model), "trainer": TRAINER | {"max_steps": 60, "learning_rate": 3e-3}}
     ctx = context_for(tmp_path)
     result = run_stage("classify", settings, ctx)
     metrics = result.metrics
@@ -85,7 +85,7 @@ def test_it_learns_classes_and_what_is_saved_is_read_by_transformers(
         "every-class-is-learned",
     ]
     tell = pipeline("text-classification", str(tmp_path / "x" / "model"))
-    found = tell(["number 4 was sour today", "number 7 was glad today", "number 8 was blue today"])
+    found = tell(["sour day 241", "glad day 250", "blue day 260"])
     assert [one["label"] for one in found] == ["bad", "good", "odd"]
     assert "held_out_perplexity" not in metrics
     counts = ", ".join(f"{name} ({metrics['rows_by_class'][name]})" for name in ("bad", "good", "odd"))
