@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, get_c
 from llmpipe.artifact import StepRecord
 from llmpipe.context import Context
 from llmpipe.stages.pretrain import Settings
-from llmpipe.training import arguments, flow, models
+from llmpipe.training import arguments, flow, objectives, shapes
 from llmpipe.training.packing import PackedTokens, identity
 
 VOCAB = 1024
@@ -35,8 +35,8 @@ WARM_UP = 5
 
 def make_model(size: int, context: int) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    shape = models.dial(size, vocab_size=VOCAB)
-    config = LlamaConfig(vocab_size=VOCAB, max_position_embeddings=context, tie_word_embeddings=True, **shape)
+    shape = shapes.dial(size, vocab_size=VOCAB)
+    config = LlamaConfig(vocab_size=VOCAB, max_position_embeddings=context, **shape)
     config.use_cache = False
     return LlamaForCausalLM(config)
 
@@ -99,7 +99,7 @@ def llmpipe_loop(model: LlamaForCausalLM, data: PackedTokens, rows: int, steps: 
         TrainingArguments, ctx, settings, options=settings.trainer, stage_defaults={"weight_decay": 0.1},
         rows=len(data), row_tokens=data.block, measured=False, width=model.config.hidden_size,
     )  # fmt: skip
-    trainer = flow.PretrainTrainer(model=model, args=args, train_dataset=data, data_collator=identity)
+    trainer = objectives.PretrainTrainer(model=model, args=args, train_dataset=data, data_collator=identity)
     clock = Clock()
     trainer.add_callback(clock)
     flow.fit(trainer, ctx, settings)

@@ -1,4 +1,4 @@
-"""The causal architectures of the installed transformers, read from its source like the options in `passthrough`.
+"""The architectures of the installed transformers, read from its source like the options in `passthrough`.
 
 transformers takes any key in a configuration and keeps a misspelt one as an attribute that nothing reads, so that a
 model of the wrong size trains without a word. Here such keys are refused before torch is imported.
@@ -44,12 +44,36 @@ def _names(file: str, variable: str) -> dict[str, str]:
     raise StageError(f"the installed transformers has no {variable}", hint="pip install 'transformers>=5.23,<6'")
 
 
+MAPPINGS = {
+    "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "masked": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "denoising": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+}
+TWO_OF_THEM = {"causal": "llama and gpt2", "masked": "bert and modernbert", "denoising": "t5 and bart"}
+
+
+def architectures(objective: str) -> list[str]:
+    """Name the architectures that an objective can train; encoder–decoders are no masked models here."""
+    names = _names("modeling_auto.py", MAPPINGS[objective])
+    pairs = _names("modeling_auto.py", MAPPINGS["denoising"]) if objective == "masked" else {}
+    return [name for name in names if name not in pairs]
+
+
 def architecture_problem(arch: str) -> str | None:
-    """Return what is wrong with the name of a causal architecture, or None."""
-    known = list(_names("modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"))
+    """Return what is wrong with the name of an architecture of any objective, or None."""
+    known = list(dict.fromkeys(name for objective in MAPPINGS for name in architectures(objective)))
     if arch in known:
         return None
-    return f"transformers has no causal model '{arch}'{did_you_mean(arch, known) or '; llama and gpt2 are two it has'}"
+    near = did_you_mean(arch, known) or f"; it has {', '.join(TWO_OF_THEM.values())}"
+    return f"transformers has no language model '{arch}'{near}"
+
+
+def objective_problem(arch: str, objective: str) -> str | None:
+    """Return why an objective cannot train an architecture, or None."""
+    if arch in architectures(objective):
+        return None
+    fitting = [other for other in MAPPINGS if arch in architectures(other)]
+    return f"{arch} is not for objective: {objective}, as {TWO_OF_THEM[objective]} are, but for {' or '.join(fitting)}"
 
 
 def config_problems(arch: str, config: Mapping[str, object]) -> list[str]:

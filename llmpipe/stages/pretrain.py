@@ -1,9 +1,11 @@
 """pretrain: trains a language model on text. Reads text and a tokenizer; writes `model/`.
 
     base: {kind: pretrain, data: {path: "texts/*.txt"}, model: {size: 10M}, trainer: {max_steps: 2000}}
+    bert: {kind: pretrain, objective: masked, data: {path: "texts/*.txt"}, model: {arch: bert}}
 
 Documents are packed into rows of `context` tokens without seeing each other. Held-out text is measured while it
-trains, in nats, perplexity and bits per byte; the best checkpoint becomes the output.
+trains: in nats, perplexity and bits per byte of the next token; in nats and pseudo-perplexity of hidden ones; in nats
+of what was missing. The best checkpoint becomes the output.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from llmpipe.architectures import architecture_problem, config_problems
+from llmpipe.architectures import architecture_problem, config_problems, objective_problem
 from llmpipe.context import Context, Result
 from llmpipe.settings import (
     TRAINER_RESERVED,
@@ -36,7 +38,7 @@ from llmpipe.settings import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmpipe.training.packing import PackedTokens
+    from llmpipe.artifact import Gate
 
 VERSION = 1
 
@@ -51,8 +53,19 @@ DEFAULTS: dict[str, Any] = {
 """What small models pretrain well with; the schedule falls back to cosine's own options when another is named."""
 
 
+Objective = Literal["causal", "masked", "denoising"]
+
+MAKES: dict[Objective, Artifact] = {"causal": "causal-lm", "masked": "masked-lm", "denoising": "seq2seq-lm"}
+
+LEARNS = {
+    "causal": "guess the next token of",
+    "masked": "guess tokens that are hidden from it in",
+    "denoising": "say what is missing from",
+}
+
+
 class SizedModel(Strict):
-    """A Llama of about this many parameters; the rule for its shape is in `llmpipe.training.models.dial`."""
+    """A Llama, ModernBERT or T5 of about this many parameters; the rule for its shape is `training.shapes.dial`."""
 
     size: Count = Field(description="parameters, such as 500k, 10M or 1B; sets depth, width and heads")
 
@@ -60,7 +73,7 @@ class SizedModel(Strict):
 class BuiltModel(Strict):
     """An architecture of transformers with a configuration of your own."""
 
-    arch: str = Field(description="model type as transformers names it: llama, gpt2, qwen3, ...")
+    arch: str = Field(description="model type as transformers names it: llama, gpt2, bert, t5, ...")
     config: dict[str, Any] = Field(default_factory=dict, description="keys of the architecture's configuration")
 
     @field_validator("arch")
@@ -99,10 +112,22 @@ class Settings(SupervisedSettings):
     tokenizer: Annotated[FolderSource | None, Accepts(("tokenizer",))] = Field(
         None, description="cuts the text; a model that is continued brings its own"
     )
-    model: Annotated[Model, Accepts(("causal-lm",))] = Field(
+    objective: Objective = Field(
+        "causal",
+        description="causal: guess the next token; masked: guess hidden ones from both sides (bert, modernbert, "
+        "roberta); denoising: restore what is missing (t5, bart)",
+    )
+    model: Annotated[Model, Accepts(("causal-lm", "masked-lm", "seq2seq-lm"))] = Field(
         description="{size: 10M}, {arch: llama, config: {...}}, or a model to continue from"
     )
-    objective: Literal["causal"] = Field("causal", description="causal: guess the next token")
+    whole_word: bool = Field(
+        False, exclude_if=lambda whole: not whole, description="masked: hide words whole, not token by token"
+    )
+    packing: bool = Field(
+        True,
+        exclude_if=lambda packing: packing,
+        description="put several documents into one row, unseen by each other; else each has one of its own, padded",
+    )
     context: Count = Field(512, description="tokens the model sees at once, and tokens in a row")
     trainer: Annotated[dict[str, Any], Passthrough("transformers.TrainingArguments", TRAINER_RESERVED)] = Field(
         default_factory=dict, description="options of transformers.TrainingArguments, as they are"
@@ -113,28 +138,42 @@ class Settings(SupervisedSettings):
         made = isinstance(self.model, SizedModel | BuiltModel)
         return frozenset() if made else frozenset({"tokenizer"})
 
+    @field_validator("model")
+    @classmethod
+    def _made_for_it(cls, model: Model, info: ValidationInfo) -> Model:
+        objective = info.data.get("objective", "causal")
+        if isinstance(model, BuiltModel) and (problem := objective_problem(model.arch, objective)):
+            raise PydanticCustomError("arch", "{problem}", {"problem": problem})
+        if isinstance(model, GgufSource) and objective != "causal":
+            raise PydanticCustomError("arch", "a GGUF file holds a causal model", {})
+        return model
+
     @model_validator(mode="after")
-    def _batch_is_said_once(self) -> Settings:
+    def _fits_together(self) -> Settings:
+        if self.whole_word and self.objective != "masked":
+            raise ValueError("whole_word is for objective: masked")
         return self.batch_said_once(self.trainer)
 
 
-def produces(_settings: Settings) -> Artifact:
+def produces(settings: Settings) -> Artifact:
     """Say what comes out."""
-    return "causal-lm"
+    return MAKES[settings.objective]
 
 
 def run(settings: Settings, ctx: Context) -> Result:
     """Tokenise, pack, train, and save the model that guesses held-out text best."""
     from transformers import TrainingArguments, set_seed
 
-    from llmpipe.training import arguments, flow, models
-    from llmpipe.training.packing import identity
+    from llmpipe.training import arguments, corpus, flow, models, objectives
 
     set_seed(ctx.seed)
     model, tokenizer = make_model(settings, ctx)
     if settings.dropout is not None:
         models.set_dropout(model, settings.dropout, ctx)
-    train, held_out, facts = read_data(settings, tokenizer, ctx)
+    train, held_out, facts = corpus.read_data(settings, model, tokenizer, ctx)
+    packs = settings.packing and facts["documents"] > 1
+    if packs:
+        objectives.refuse_leaks(model, tokenizer, settings.objective)
     args = arguments.build(
         TrainingArguments,
         ctx,
@@ -146,27 +185,40 @@ def run(settings: Settings, ctx: Context) -> Result:
         measured=len(held_out) > 0,
         width=model.config.hidden_size,
     )
-    parameters = sum(p.numel() for p in model.parameters())
     ctx.explain(
-        f"Pretraining teaches a model of {parameters / 1e6:.2f} M parameters to guess the next token of "
-        f"{facts['tokens_in_corpus'] / 1e6:.2f} M tokens of text; {facts['held_out_documents']} documents are held out "
-        "to measure it."
+        f"Pretraining teaches a model of {model.num_parameters() / 1e6:.2f} M parameters to "
+        f"{LEARNS[settings.objective]} {facts['tokens_in_corpus'] / 1e6:.2f} M tokens of text; "
+        f"{facts['held_out_documents']} documents are held out to measure it."
     )
-    trainer = flow.PretrainTrainer(
+    trainer = objectives.trainer_for(
+        settings.objective,
         model=model,
         args=args,
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
-        data_collator=identity,
         processing_class=tokenizer,
     )
     before = bits_per_byte(model, tokenizer, settings, ctx)
-    metrics = flow.fit(trainer, ctx, settings, bytes_per_token=facts.pop("bytes_per_token")) | facts
+    per_token = facts.pop("bytes_per_token")  # of a loss that falls on every token
+    metrics = flow.fit(trainer, ctx, settings, bytes_per_token=per_token if settings.objective == "causal" else None)
     if ctx.rank == 0:
-        metrics |= {"bits_per_byte": bits_per_byte(model, tokenizer, settings, ctx), "bits_per_byte_before": before}
-        models.save(trainer.model, tokenizer, ctx.output("causal-lm"))
+        if before is not None:
+            after = bits_per_byte(model, tokenizer, settings, ctx)
+            metrics |= {"bits_per_byte": after, "bits_per_byte_before": before}
+        models.save(trainer.model, tokenizer, ctx.output(produces(settings)))
     outputs = ["model", "held_out.jsonl"] if len(held_out) else ["model"]
-    return Result(outputs=outputs, metrics=metrics)
+    return Result(outputs=outputs, metrics=metrics | facts, gates=gates(trainer.model, tokenizer, settings, packs))
+
+
+def gates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings, packs: bool) -> list[Gate]:
+    """Check on the trained weights what was checked on the first ones, which attend to nothing in particular."""
+    from llmpipe.artifact import Gate
+    from llmpipe.training.objectives import keeps_apart
+
+    if not packs:
+        return []
+    apart = keeps_apart(model, tokenizer, settings.objective)
+    return [Gate(name="packed-documents-apart", passed=apart, why="a document that sees its neighbour learns from it")]
 
 
 def bits_per_byte(
@@ -177,7 +229,7 @@ def bits_per_byte(
     from llmpipe.evaluation.perplexity import score_texts
 
     path = ctx.dir / "held_out.jsonl"
-    if ctx.rank or not path.exists():
+    if ctx.rank or not path.exists() or settings.objective != "causal":
         return None
     ctx.progress(doing="measuring held-out text")
     was_training = model.training
@@ -197,81 +249,28 @@ def defaults_for(options: dict[str, Any]) -> dict[str, Any]:
 
 def make_model(settings: Settings, ctx: Context) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Build the model that the settings describe, or load the one to continue from."""
-    from llmpipe.training import models
+    from llmpipe.training import models, objectives, shapes
 
+    objective, kind = settings.objective, produces(settings)
     if not isinstance(settings.model, SizedModel | BuiltModel):
-        model, tokenizer = models.load(settings.model, ctx)
+        model, tokenizer = models.load(settings.model, ctx, kinds=(kind,))
         models.fitting_context(model, settings.context)
         models.mend_pad(model, tokenizer, ctx)
+        objectives.mend_special_tokens(tokenizer, objective, model.config.model_type, ctx)
+        models.grow(model, len(tokenizer))
         return model, tokenizer
     assert settings.tokenizer is not None
     tokenizer = models.load_tokenizer(settings.tokenizer, ctx)
-    if isinstance(settings.model, BuiltModel):
-        config = settings.model.config
-        return models.build(settings.model.arch, config, tokenizer=tokenizer, context=settings.context), tokenizer
-    shape: dict[str, Any] = models.dial(settings.model.size, vocab_size=len(tokenizer))
-    shape["tie_word_embeddings"] = True
-    model = models.build("llama", shape, tokenizer=tokenizer, context=settings.context)
-    millions = model.num_parameters() / 1e6
-    ctx.say(f"{shape['num_hidden_layers']} layers, {shape['hidden_size']} wide, {millions:.2f} M parameters")
+    arch = settings.model.arch if isinstance(settings.model, BuiltModel) else shapes.FAMILIES[objective]
+    objectives.mend_special_tokens(tokenizer, objective, arch, ctx)
+    if isinstance(settings.model, SizedModel):
+        shape = shapes.dial(settings.model.size, vocab_size=len(tokenizer), objective=objective)
+    else:
+        shape = settings.model.config
+    model = models.build(arch, shape, tokenizer=tokenizer, context=settings.context, kind=kind)
+    if not settings.packing:
+        models.mend_pad(model, tokenizer, ctx)
+    if isinstance(settings.model, SizedModel):
+        depth = f"{model.config.num_hidden_layers} layers" + (" on either side" if kind == "seq2seq-lm" else "")
+        ctx.say(f"{depth}, {model.config.hidden_size} wide, {model.num_parameters() / 1e6:.2f} M parameters")
     return model, tokenizer
-
-
-def read_data(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase, ctx: Context
-) -> tuple[PackedTokens, PackedTokens, dict[str, Any]]:
-    """Tokenise once, on rank 0, into files that every process maps; returns training rows, held-out rows, facts."""
-    from llmpipe.artifact import read_json, write_json
-    from llmpipe.training.packing import PackedTokens, wait_for
-
-    facts_file = ctx.dir / "tokens.json"
-    if ctx.rank == 0 and not facts_file.exists():
-        write_json(facts_file, tokenise(settings, tokenizer, ctx))
-    wait_for(facts_file)
-    facts: dict[str, Any] = read_json(facts_file) or {}
-
-    def rows(name: str, documents: int, max_tokens: int | None = None) -> PackedTokens:
-        return PackedTokens(
-            ctx.dir / f"{name}.tokens",
-            block=settings.context,
-            vocab_size=len(tokenizer),
-            bos=tokenizer.bos_token_id,
-            eos=tokenizer.eos_token_id,
-            documents=documents,
-            max_tokens=max_tokens,
-        )
-
-    held_out = rows("held_out", facts["held_out_documents"], settings.held_out.max_tokens)
-    return rows("train", facts["documents"]), held_out, facts
-
-
-def tokenise(settings: Settings, tokenizer: PreTrainedTokenizerBase, ctx: Context) -> dict[str, Any]:
-    """Write train.tokens, held_out.tokens and held_out.jsonl; returns their counts."""
-    import json
-
-    from llmpipe.data.sources import read_texts, split_texts
-    from llmpipe.errors import DataError
-    from llmpipe.training.packing import encode, write_tokens
-
-    assert settings.data is not None
-    ctx.progress(doing="tokenising")
-    train, held_out = split_texts(read_texts(settings.data, ctx), share=settings.held_out.share)
-    size = len(tokenizer)
-    documents, tokens = write_tokens(encode(train, tokenizer), ctx.dir / "train.tokens", vocab_size=size)
-    if tokens < settings.context:
-        message = f"the text has {tokens} tokens, less than one row of {settings.context}"
-        raise DataError(message, hint=f"lower context to {max(1, tokens // 2)} or less, or add text")
-    _, held_tokens = write_tokens(encode(held_out, tokenizer), ctx.dir / "held_out.tokens", vocab_size=size)
-    if held_out and held_tokens < settings.context:
-        ctx.say(f"held-out text has {held_tokens} tokens, less than a row; raise held_out.share to measure anything")
-    if held_out:
-        with (ctx.dir / "held_out.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in held_out)
-    held_bytes = sum(len(text.encode("utf-8")) for text in held_out)
-    return {
-        "documents": documents,
-        "tokens_in_corpus": tokens,
-        "held_out_documents": len(held_out),
-        "held_out_tokens": held_tokens,
-        "bytes_per_token": held_bytes / held_tokens if held_tokens else None,
-    }

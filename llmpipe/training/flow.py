@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_model
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmpipe.artifact import read_json, write_json
@@ -74,10 +74,14 @@ class Measured:
         """Write what decides on the best checkpoint for people."""
         return f"held-out loss {loss:.4f}"
 
+    def losses(self, loss: float) -> dict[str, float]:
+        """Name the held-out loss, in nats per token, and what follows from it."""
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Log the mean loss of all held-out tokens in nats."""
         loss = self.held_out_loss()
-        metrics = {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700.0))}
+        metrics = {f"eval_{name}": value for name, value in self.losses(loss).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -85,27 +89,27 @@ class Measured:
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Return nats per held-out token; with several processes each takes its share of the rows."""
-        args, data, model = self.args, self.eval_dataset, self.model
-        was_training = model.training
-        model.eval()
+        args, data = self.args, self.eval_dataset
+        was_training = self.model.training
+        self.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=args.device)
         indices = list(range(args.process_index, len(data), args.world_size))
         size = args.per_device_eval_batch_size
         for first in range(0, len(indices), size):
             rows = data.__getitems__(indices[first : first + size])
             batch = {key: value.to(args.device) for key, value in self.data_collator(rows).items()}
-            count = (batch["labels"][:, 1:] != IGNORED).sum()
-            loss = model(**batch, use_cache=False).loss
+            loss, count = self.batch_loss(batch)
             if count:
                 total += torch.stack([loss.double() * count, count.double()]).to(total)
         if args.world_size > 1:
             dist.all_reduce(total)
-        model.train(was_training)
+        self.model.train(was_training)
         return float(total[0] / total[1]) if total[1] else math.nan
 
-
-class PretrainTrainer(Measured, Trainer):
-    """Trainer with these guards and measures."""
+    def batch_loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the mean loss of a batch and how many tokens it is the mean of."""
+        loss: torch.Tensor = self.model(**batch, use_cache=False).loss
+        return loss, (batch["labels"][:, 1:] != IGNORED).sum()
 
 
 @dataclass
@@ -179,14 +183,7 @@ class Flow(TrainerCallback):
         speed = {} if "held_out_loss" in logs else self._speed(state)
         self.ctx.log({"step": state.global_step, "max_steps": state.max_steps, **logs, **speed})
 
-    def on_evaluate(
-        self,
-        _args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **_: Any,
-    ) -> None:
+    def on_evaluate(self, _args: Any, state: TrainerState, control: TrainerControl, metrics: Any, **_: Any) -> None:
         """Save a checkpoint that is better than all before; stop when none was for long enough."""
         progress = self.progress
         if progress.best_loss is None or metrics["eval_loss"] < progress.best_loss:
@@ -294,7 +291,6 @@ def _metrics(trainer: Any, flow: Flow, loss: float | None) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
     }
     if loss is not None:
-        metrics |= {"held_out_loss": loss, "held_out_loss_before": flow.progress.loss_before}
-        metrics["held_out_perplexity"] = math.exp(min(loss, 700.0))
-        metrics["best_step"] = flow.progress.best_step
+        metrics |= {f"held_out_{name}": value for name, value in trainer.losses(loss).items()}
+        metrics |= {"held_out_loss_before": flow.progress.loss_before, "best_step": flow.progress.best_step}
     return metrics

@@ -1,98 +1,90 @@
-"""Build, load and mend models: the size dial, architectures by name, dropout, the pad token."""
+"""Build, load and mend models: architectures by name, the three kinds of language model, dropout, the pad token."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.context import Context
 from llmpipe.data.hub import revision_of
 from llmpipe.errors import Problem, StageError
-from llmpipe.settings import AnySource, HubSource
+from llmpipe.settings import AnySource, Artifact, HubSource
 from llmpipe.training import quantized
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|padding|>")
 """Tokens that model families reserve for padding without always declaring them."""
 
-DIAL_SLACK = 0.15
+
+CLASSES = {
+    "causal-lm": AutoModelForCausalLM,
+    "masked-lm": AutoModelForMaskedLM,
+    "seq2seq-lm": AutoModelForSeq2SeqLM,
+}
+CALLED = {"causal-lm": "a causal model", "masked-lm": "a masked model", "seq2seq-lm": "an encoder-decoder"}
+EXAMPLES = {"causal-lm": "a Llama or a GPT-2", "masked-lm": "a BERT or a ModernBERT", "seq2seq-lm": "a T5 or a BART"}
+SPECIAL = ("bos", "eos", "pad", "cls", "sep")
 
 
-def dial(size: int, *, vocab_size: int) -> dict[str, int]:
-    """Turn a parameter count into a Llama's shape.
-
-    The rule: depth is the number of layers (at least 2) whose model of width 64 x depth comes nearest to the size, as
-    a ratio; the width then goes in steps of 32 to what comes nearest at that depth. Heads are 32 wide below a width
-    of 512, else 64; the feed-forward part is 8/3 of the width, rounded up to a multiple of 8; embeddings are tied.
-    Where a large vocabulary makes steps of 32 too coarse, more than 15 % off, steps of 8 are taken, with heads to suit.
-
-    Raises:
-        StageError: the vocabulary alone takes more than the size.
-    """
-
-    def miss(depth: int, width: int) -> float:
-        return abs(math.log(_parameters(depth, width, vocab_size) / size))
-
-    depth = min(range(2, 129), key=lambda depth: miss(depth, 64 * depth))
-    for step in (32, 8):
-        width = min(range(step, 64 * depth + 65, step), key=lambda width: miss(depth, width))
-        if abs(_parameters(depth, width, vocab_size) / size - 1) <= DIAL_SLACK:
-            break
-    else:
-        message = f"no model of {size:,} parameters has a vocabulary of {vocab_size:,} tokens"
-        raise StageError(message, hint="raise model.size, or lower vocab_size of the tokenizer")
-    heads = width // next(head for head in (64, 32, 16, 8) if width % head == 0 and (head < 64 or width >= 512))
-    return {
-        "num_hidden_layers": depth,
-        "hidden_size": width,
-        "intermediate_size": _intermediate(width),
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-    }
-
-
-def _intermediate(width: int) -> int:
-    return -(-8 * width // 3 // 8) * 8
-
-
-def _parameters(depth: int, width: int, vocab_size: int) -> int:
-    """Count a Llama's parameters: tied embeddings; four attention, three feed-forward matrices, two norms a layer."""
-    return vocab_size * width + depth * (4 * width**2 + 3 * width * _intermediate(width) + 2 * width) + width
-
-
-def build(arch: str, config: dict[str, Any], *, tokenizer: Tokenizer, context: int) -> PreTrainedModel:
-    """Make an untrained model of an architecture (`llama`, `gpt2`, …) in fp32.
+def build(
+    arch: str, config: dict[str, Any], *, tokenizer: Tokenizer, context: int, kind: Artifact = "causal-lm"
+) -> PreTrainedModel:
+    """Make an untrained model of an architecture (`llama`, `bert`, `t5`, …) in fp32.
 
     Raises:
-        StageError: transformers has no such causal model, or refuses the configuration.
+        StageError: transformers has no such model of this kind, or refuses the configuration.
     """
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    names = SPECIAL[:3] if kind == "causal-lm" else SPECIAL
+    special: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
+    if kind == "seq2seq-lm":  # T5 begins an answer with pad; the others, BART first, with the end token
+        begins_with_pad = "t5" in arch or arch == "switch_transformers"
+        special["decoder_start_token_id"] = tokenizer.pad_token_id if begins_with_pad else tokenizer.eos_token_id
+        special["forced_eos_token_id"] = None  # BART's would be the id that its own vocabulary has for the end
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": context, "use_cache": False}
     try:
-        shape = AutoConfig.for_model(
-            arch, vocab_size=len(tokenizer), max_position_embeddings=context, use_cache=False, **special, **config
-        )
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+        shape = AutoConfig.for_model(arch, **sizes, **special, **config)
+        if kind == "masked-lm":
+            with torch.device("meta"):
+                offset = position_offset(CLASSES[kind].from_config(shape))
+            if offset:  # RoBERTa's positions begin after that of padding, so it needs more of them than it sees tokens
+                shape = AutoConfig.for_model(
+                    arch, **sizes | {"max_position_embeddings": context + offset}, **special, **config
+                )
+        model = CLASSES[kind].from_config(shape, dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         raise StageError(f"cannot build {arch} from this config: {error}".splitlines()[0]) from error
-    model.generation_config = GenerationConfig(**special, max_length=context)
+    if kind != "masked-lm":
+        generation = {key: value for key, value in special.items() if key[:3] not in ("cls", "sep")}
+        model.generation_config = GenerationConfig(**generation, max_length=context)
     return model
 
 
 def load(
-    source: AnySource, ctx: Context, quantization: dict[str, Any] | None = None
+    source: AnySource,
+    ctx: Context,
+    quantization: dict[str, Any] | None = None,
+    *,
+    kinds: tuple[Artifact, ...] = ("causal-lm",),
 ) -> tuple[PreTrainedModel, Tokenizer]:
-    """Load a causal model in fp32 with its tokenizer, from a stage, a folder or the hub; an adapter is merged.
+    """Load a language model in fp32 with its tokenizer, from a stage, a folder or the hub; an adapter is merged.
 
-    Only safetensors weights are read and code of a model's repository is never run. `quantization` is what
-    `quantized.loading` returned.
+    `kinds` are those that the caller can use. Only safetensors weights are read and code of a model's repository is
+    never run. `quantization` is what `quantized.loading` returned.
 
     Raises:
-        StageError: it cannot be loaded, is an encoder-decoder, or would have to be merged in 4 bits.
+        StageError: it cannot be loaded, is of another kind, or would have to be merged in 4 bits.
     """
     from llmpipe.training import adapters  # which loads the model under an adapter with this function
 
@@ -105,16 +97,34 @@ def load(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": revision is None}
     try:
         config = AutoConfig.from_pretrained(folder, **options)
-        if config.is_encoder_decoder:  # some load as a decoder alone, without a word
-            problem = Problem(f"{config.model_type} is an encoder-decoder; a causal model is needed", where=folder)
-            raise StageError(problem, hint="begin from a causal model, such as a Llama or a GPT-2")
+        kind = kind_of(config, kinds)
+        if kind not in kinds:  # some load as another kind, without a word
+            needed = " or ".join(CALLED[wanted] for wanted in kinds)
+            problem = Problem(f"{config.model_type} is {CALLED[kind]}; {needed} is needed", where=folder)
+            raise StageError(problem, hint=f"begin from {CALLED[kinds[0]]}, such as {EXAMPLES[kinds[0]]}")
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = CLASSES[kind].from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, **options, **(quantization or {})
         )
     except (OSError, ValueError) as error:
         raise StageError(Problem(str(error).splitlines()[0], where=folder), hint=_load_hint(source)) from error
     return model, tokenizer
+
+
+def kind_of(config: Any, wanted: tuple[Artifact, ...]) -> Artifact:
+    """Tell which kind of language model a configuration is of.
+
+    What it was saved as decides. One that was saved without a head, such as many a BERT, is taken as the kind that is
+    wanted, where only one is and transformers has a head of that kind for it.
+    """
+    if config.is_encoder_decoder:
+        return "seq2seq-lm"
+    saved = config.architectures or []
+    if any(name.endswith("ForMaskedLM") for name in saved):
+        return "masked-lm"
+    has_head = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in saved)
+    fits = wanted == ("masked-lm",) and type(config) in AutoModelForMaskedLM._model_mapping
+    return "masked-lm" if fits and not has_head else "causal-lm"
 
 
 def _load_hint(source: AnySource) -> str:
@@ -196,8 +206,14 @@ def context_length(model: PreTrainedModel) -> int:
     config = model.config
     for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
         if isinstance(found := getattr(config, name, None), int):
-            return found
+            return found - position_offset(model)
     return 1024
+
+
+def position_offset(model: PreTrainedModel) -> int:
+    """Return the position of a document's first token: 0, but for RoBERTa and its kin, where it follows padding's."""
+    counts = (module for module in model.modules() if hasattr(module, "create_position_ids_from_input_ids"))
+    return next((module.padding_idx + 1 for module in counts), 0)
 
 
 def fitting_context(model: PreTrainedModel, context: int) -> int:

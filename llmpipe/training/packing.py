@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Batch = dict[str, torch.Tensor]
 IGNORED = -100
+CHUNK = 512  # texts that are encoded at once
+UNPACKED_BATCH = 8  # rows; the size that `padding_shares` compares with
 
 
 def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
@@ -25,10 +28,18 @@ def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     closing = [tokenizer.eos_token_id]
     texts = iter(texts)
-    while chunk := list(islice(texts, 512)):
-        # the rust tokenizer itself: the wrapper around it also builds offsets and masks, at twice the time
-        for encoding in tokenizer.backend_tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
+    # the rust tokenizer itself: the wrapper around it also builds offsets and masks, at twice the time
+    backend = whole(tokenizer)
+    while chunk := list(islice(texts, CHUNK)):
+        for encoding in backend.encode_batch_fast(chunk, add_special_tokens=False):
             yield opening + encoding.ids + closing
+
+
+def whole(tokenizer: Tokenizer) -> Any:
+    """Return the rust tokenizer, set to cut off and pad nothing: BERT's own file has it do both at 128 tokens."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer.backend_tokenizer
 
 
 def write_tokens(documents: Iterable[list[int]], path: Path, *, vocab_size: int) -> tuple[int, int]:
@@ -134,6 +145,21 @@ def best_fit(lengths: Sequence[int], *, block: int) -> list[list[int]]:
         rows[row].append(item)
         by_space[space - size].append(row)
     return rows
+
+
+def padding_shares(lengths: Sequence[int], *, rows: int | None, block: int) -> dict[str, float]:
+    """Return the share of padding in rows that hold items of these lengths.
+
+    `rows` of `block` tokens are what the items were packed into; None where each has a row of its own. Beside it stands
+    the share without packing: in random batches of 8 items, each padded to its longest.
+    """
+    total = sum(lengths)
+    shuffled = np.random.default_rng(0).permutation(np.asarray(lengths, dtype=np.int64))
+    batches = [shuffled[first : first + UNPACKED_BATCH] for first in range(0, len(shuffled), UNPACKED_BATCH)]
+    unpacked = 1 - total / max(1, sum(int(batch.max()) * len(batch) for batch in batches))
+    if rows is None:
+        return {"padding_share": unpacked}
+    return {"padding_share": 1 - total / max(1, rows * block), "padding_share_unpacked": unpacked}
 
 
 def identity(batch: Batch) -> Batch:

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from llmpipe.checkpoints import complete_checkpoints
 from llmpipe.errors import DivergedError, StoppedError
 from llmpipe.stages.pretrain import Settings
-from llmpipe.training import arguments, flow
+from llmpipe.training import arguments, flow, objectives
 from llmpipe.training.packing import IGNORED, PackedTokens, identity, write_tokens
 
 ROWS = 40
@@ -36,7 +36,7 @@ def trainer_of(ctx, model, *, held_out=None, **options):
         rows=ROWS, row_tokens=16, measured=held_out is not None, width=32,
     )  # fmt: skip
     data = rows(ctx.dir, "train.tokens", 0)
-    trainer = flow.PretrainTrainer(
+    trainer = objectives.PretrainTrainer(
         model=model, args=args, train_dataset=data, eval_dataset=held_out, data_collator=identity
     )
     return trainer, settings

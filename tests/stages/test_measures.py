@@ -11,7 +11,7 @@ from llmpipe.data import storyworld
 from llmpipe.evaluation.generate import answers
 from llmpipe.evaluation.perplexity import score_texts
 from llmpipe.stages import tokenizer as stage
-from llmpipe.training import models
+from llmpipe.training import models, shapes
 
 
 @pytest.mark.parametrize("add_bos", [True, False])
@@ -104,17 +104,17 @@ def test_tokenizers_give_back_what_they_were_given(algorithm, tmp_path, ctx) -> 
 def test_the_dial_comes_near_what_is_asked(size, vocab_size) -> None:
     if size < 3 * vocab_size * 32:
         pytest.skip("the embeddings alone are larger")
-    shape = models.dial(size, vocab_size=vocab_size)
+    shape = shapes.dial(size, vocab_size=vocab_size)
     width, depth = shape["hidden_size"], shape["num_hidden_layers"]
-    got = models._parameters(depth, width, vocab_size)
+    got = shapes.parameters(depth, width, vocab_size)
     assert 0.8 < got / size < 1.25
     assert width % shape["num_attention_heads"] == 0
 
 
 def test_the_dial_counts_as_transformers_does(make_model, tokenizer) -> None:
-    shape = models.dial(500_000, vocab_size=len(tokenizer))
-    model = models.build("llama", {**shape, "tie_word_embeddings": True}, tokenizer=tokenizer, context=64)
-    counted = models._parameters(shape["num_hidden_layers"], shape["hidden_size"], len(tokenizer))
+    shape = shapes.dial(500_000, vocab_size=len(tokenizer))
+    model = models.build("llama", shape, tokenizer=tokenizer, context=64)
+    counted = shapes.parameters(shape["num_hidden_layers"], shape["hidden_size"], len(tokenizer))
     assert sum(parameter.numel() for parameter in model.parameters()) == counted
 
 

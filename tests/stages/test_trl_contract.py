@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from llmpipe.errors import DivergedError
 from llmpipe.settings import TRAINER_RESERVED, SupervisedSettings, TrainingSettings
 from llmpipe.stages.sft import RESERVED
-from llmpipe.training import arguments, flow
+from llmpipe.training import arguments, flow, objectives
 from llmpipe.training.packing import PackedTokens, identity, write_tokens
 
 KEYS = {"stage_defaults": {}, "rows": 10, "row_tokens": 16, "width": 32}
@@ -62,12 +62,14 @@ def test_batch_tokens_are_the_same_on_any_number_of_processes(processes, micro, 
     assert ctx.events[-1]["text"] == (f"a step of 2,048 tokens: 8 rows of 64 x {passes} passes x {processes} processes")
 
 
-def trainer_of(ctx, model, **options) -> flow.PretrainTrainer:
+def trainer_of(ctx, model, **options) -> objectives.PretrainTrainer:
     write_tokens(([1, *range(10, 24), 2] for _ in range(16)), ctx.dir / "t", vocab_size=300)
     data = PackedTokens(ctx.dir / "t", block=16, vocab_size=300, bos=1, eos=2, documents=16)
     options = {"max_steps": 4, "per_device_train_batch_size": 2, **options}
     args = arguments.build(TrainingArguments, ctx, SETTINGS, options=options, measured=True, **KEYS)
-    return flow.PretrainTrainer(model=model, args=args, train_dataset=data, eval_dataset=data, data_collator=identity)
+    return objectives.PretrainTrainer(
+        model=model, args=args, train_dataset=data, eval_dataset=data, data_collator=identity
+    )
 
 
 def test_evaluation_comes_before_the_checkpoint(ctx, make_model) -> None:
