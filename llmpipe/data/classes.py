@@ -12,6 +12,8 @@ from llmpipe.errors import DataError, UsageError, did_you_mean
 MOST_CLASSES_PER_ROW = 0.5
 """Above this, what is taken for a label is something else, such as a name or a number for each row."""
 
+ALONE = "a classifier tells two classes or more apart"
+
 
 @dataclass(frozen=True, slots=True)
 class Classed:
@@ -38,9 +40,7 @@ def classed(
     Raises:
         DataError: with the problems of all rows; at once for a first row without these columns.
     """
-    return tables.converted(
-        rows, Table(CLASSED), columns=columns, format=format, limit_problems=limit_problems
-    )
+    return tables.converted(rows, Table(CLASSED), columns=columns, format=format, limit_problems=limit_problems)
 
 
 def _convert(cells: Cells) -> Classed:
@@ -79,7 +79,7 @@ def classes_of(found: Iterable[Classed], names: Mapping[str, str] | None) -> tup
     seen = sorted(set(labels), key=lambda label: (0, int(label), "") if _is_number(label) else (1, 0, label))
     hint = "say which column is which: columns: {text: YOURS, label: YOURS}"
     if len(seen) < 2:
-        raise DataError(f"every row has the label {seen[0]!r}; a classifier tells two classes or more apart", hint=hint)
+        raise DataError(f"every row has the label {seen[0]!r}; {ALONE}", hint=hint)
     if len(seen) > max(2, MOST_CLASSES_PER_ROW * len(labels)):
         raise DataError(f"{len(labels):,} rows have {len(seen):,} different labels; those are no classes", hint=hint)
     if names is not None:
@@ -87,7 +87,7 @@ def classes_of(found: Iterable[Classed], names: Mapping[str, str] | None) -> tup
     named = {label: (names or {}).get(label, label) for label in seen}
     classes = list(dict.fromkeys(named.values()))
     if len(classes) < 2:
-        raise DataError(f"`labels` makes one class of all rows, {classes[0]!r}; a classifier tells two or more apart")
+        raise DataError(f"`labels` makes one class of all rows, {classes[0]!r}; {ALONE}")
     return {label: classes.index(name) for label, name in named.items()}, classes
 
 

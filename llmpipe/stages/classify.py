@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from llmpipe.architectures import architectures
 from llmpipe.context import Context, Result
 from llmpipe.settings import (
     TRAINER_RESERVED,
@@ -74,6 +76,14 @@ class Settings(SupervisedSettings):
         made = isinstance(self.model, SizedModel | BuiltModel)
         return frozenset() if made else frozenset({"tokenizer"})
 
+    @field_validator("model")
+    @classmethod
+    def _can_classify(cls, model: Model) -> Model:
+        if isinstance(model, BuiltModel) and not {*architectures("masked"), *architectures("causal")} & {model.arch}:
+            problem = f"{model.arch} is an encoder-decoder; bert, modernbert and llama are none"
+            raise PydanticCustomError("arch", "{problem}", {"problem": problem})
+        return model
+
     @model_validator(mode="after")
     def _batch_is_said_once(self) -> Settings:
         return self.batch_said_once(self.trainer)
@@ -112,12 +122,8 @@ def run(settings: Settings, ctx: Context) -> Result:
     weights = None
     if settings.class_weights == "balanced":
         weights = class_trainer.balanced([row.label for row in train], len(classes))
-    trainer = class_trainer.ClassTrainer(
-        model, tokenizer, args=args, train=train, held_out=held_out, weights=weights
-    )
-    fitted = flow.fit(trainer, ctx, settings)
-    fitted.pop("held_out_perplexity", None)  # of classes
-    metrics = fitted | facts | cut | measures(trainer, ctx)
+    trainer = class_trainer.ClassTrainer(model, tokenizer, args=args, train=train, held_out=held_out, weights=weights)
+    metrics = flow.fit(trainer, ctx, settings) | facts | cut | measures(trainer, ctx)
     if ctx.rank:
         return Result(outputs=["model"], metrics={})
     folder = ctx.output("classifier")
@@ -149,9 +155,7 @@ def read_data(settings: Settings, ctx: Context) -> tuple[tuple[Texts, Texts], li
     return (train, held_out), classes, {"rows": len(train), "held_out_rows": len(held_out), "rows_by_class": counts}
 
 
-def make_model(
-    settings: Settings, classes: list[str], ctx: Context
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def make_model(settings: Settings, classes: list[str], ctx: Context) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Build the classifier that the settings describe, or put a head on the model to begin from."""
     from llmpipe.training import classifier, models
 
@@ -178,7 +182,10 @@ def described(model: SizedModel | BuiltModel, *, vocab_size: int) -> tuple[str, 
 
     if isinstance(model, BuiltModel):
         return model.arch, model.config
-    return shapes.FAMILIES["masked"], shapes.dial(model.size, vocab_size=vocab_size, objective="masked")
+    shape = shapes.dial(model.size, vocab_size=vocab_size, objective="masked")
+    return shapes.FAMILIES["masked"], shape | {
+        "classifier_pooling": "mean"
+    }  # nobody has taught its first token to sum up
 
 
 def encode(

@@ -45,6 +45,7 @@ class Collator:
         self.pad = pad
 
     def __call__(self, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Put rows into a batch."""
         longest = max(row.tokens for row in rows)
         ids = torch.full((len(rows), longest), self.pad)
         mask = torch.zeros_like(ids)
@@ -118,6 +119,10 @@ class ClassTrainer(Measured, Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def losses(self, loss: float) -> dict[str, float]:
+        """Name the held-out loss, in nats per row."""
+        return {"loss": loss}
 
     def held_out_loss(self) -> float:
         """Return nats per held-out row, weighed as in training."""

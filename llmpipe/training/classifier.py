@@ -15,10 +15,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from llmpipe.architectures import architectures
 from llmpipe.context import Context
 from llmpipe.data.hub import revision_of
 from llmpipe.errors import Problem, StageError
-from llmpipe.settings import AnySource, HubSource
+from llmpipe.settings import AnySource, Artifact, HubSource
 from llmpipe.training import adapters, models
 
 HINT = "begin from an encoder such as BERT, or from a causal model such as a Llama or a GPT-2"
@@ -81,8 +82,16 @@ def _for_classes(config: Any, names: Sequence[str], where: str) -> Any:
 
 
 def _headed(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedModel:
-    """Put a model's weights under a fresh head."""
-    made = _made(_for_classes(model.config, names, model.config.model_type))
+    """Put a model's weights under a fresh head.
+
+    Raises:
+        StageError: transformers has no classifier for it.
+    """
+    config = _for_classes(model.config, names, model.config.model_type)
+    try:
+        made: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise StageError(f"transformers has no classifier for {config.model_type}", hint=HINT) from error
     body = model.base_model.state_dict()
     made.base_model.load_state_dict(body, strict=False)
     if missing := [key for key in made.base_model.state_dict() if key not in body and "pooler" not in key]:
@@ -96,24 +105,10 @@ def build(
     """Make an untrained classifier of an architecture in fp32.
 
     Raises:
-        StageError: transformers has no such classifier, or refuses the configuration.
+        StageError: transformers refuses the configuration, or has no such classifier.
     """
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    try:
-        shape = AutoConfig.for_model(
-            arch, vocab_size=len(tokenizer), max_position_embeddings=context, **special, **config
-        )
-    except (ValueError, TypeError, AttributeError) as error:
-        raise StageError(f"cannot build {arch} from this config: {error}".splitlines()[0]) from error
-    return _made(_for_classes(shape, names, arch))
-
-
-def _made(config: Any) -> PreTrainedModel:
-    try:
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, AttributeError, ZeroDivisionError, RuntimeError) as error:
-        message = f"cannot build a classifier of {config.model_type}: {error}".splitlines()[0]
-        raise StageError(message, hint=HINT) from error
+    kind: Artifact = "masked-lm" if arch in architectures("masked") else "causal-lm"
+    return _headed(models.build(arch, config, tokenizer=tokenizer, context=context, kind=kind), names)
 
 
 def mark(tokenizer: Tokenizer) -> None:

@@ -26,9 +26,10 @@ from llmpipe.training.classifier import Encoded
 from tests.stages.conftest import SMALL
 from tests.stages.tiny import context_for, run_stage, same, stop_after
 
-WORDS = {"good": ["kind", "sweet", "glad"], "bad": ["cruel", "sour", "grim"], "odd": ["blue", "round", "late"]}
+LETTERS = {"good": "a", "bad": "b", "odd": "c"}
 TRAINER = {"per_device_train_batch_size": 16, "max_steps": 6, "learning_rate": 3e-3, "logging_steps": 1}
-SMALL_BERT = {**SMALL, "max_position_embeddings": 64, "vocab_size": 300, "pad_token_id": 0}
+LEARNS = TRAINER | {"max_steps": 40, "learning_rate": 1e-2}
+SMALL_BERT = {**SMALL, "max_position_embeddings": 64, "vocab_size": 300, "pad_token_id": 0, "initializer_range": 0.1}
 
 
 def write_rows(folder: Path, rows: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -38,11 +39,9 @@ def write_rows(folder: Path, rows: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def rows_of(count: int, classes: tuple[str, ...] = ("good", "bad", "odd")) -> list[tuple[str, str]]:
-    return [
-        (f"{WORDS[name][n // 3 % 3]} day {n}", name)
-        for n in range(count)
-        for name in (classes[n % len(classes)],)
-    ]
+    """Texts whose first letter tells their class."""
+    names = [classes[n % len(classes)] for n in range(count)]
+    return [(f"{LETTERS[name]} {n}", name) for n, name in enumerate(names)]
 
 
 def model_of(arch: str, folder: Path, tokenizer: Any, make_model: Any) -> dict[str, str]:
@@ -61,7 +60,7 @@ def model_of(arch: str, folder: Path, tokenizer: Any, make_model: Any) -> dict[s
 @pytest.fixture
 def settings(tokenizer: Any, make_model: Any, tmp_path: Path) -> dict[str, Any]:
     model = model_of("bert", tmp_path, tokenizer, make_model)
-    data = write_rows(tmp_path, rows_of(240))
+    data = write_rows(tmp_path, rows_of(200))
     return {"model": model, "data": data, "context": 32, "held_out": {"share": 0.2}, "trainer": TRAINER}
 
 
@@ -69,14 +68,17 @@ def settings(tokenizer: Any, make_model: Any, tmp_path: Path) -> dict[str, Any]:
 def test_it_learns_classes_and_what_is_saved_is_read_by_transformers(
     arch, settings, tokenizer, make_model, tmp_path
 ) -> None:
-    settings |= {"model": model_of(arch, tmp_path, tokenizer, make_model), "trainer": TRAINER | {"max_steps": 60, "learning_rate": 3e-3}}
+    settings |= {
+        "model": model_of(arch, tmp_path, tokenizer, make_model),
+        "trainer": TRAINER | {"max_steps": 60, "learning_rate": 3e-3},
+    }
     ctx = context_for(tmp_path)
     result = run_stage("classify", settings, ctx)
     metrics = result.metrics
     assert metrics["accuracy"] >= 0.95
     assert metrics["macro_f1"] >= 0.95
     assert metrics["accuracy_before"] < 0.5
-    assert metrics["rows"] + metrics["held_out_rows"] == 240
+    assert metrics["rows"] + metrics["held_out_rows"] == 200
     assert sum(own["rows"] for own in metrics["by_class"].values()) == metrics["held_out_rows"] > 20
     assert list(metrics["by_class"]) == ["bad", "good", "odd"]
     assert [gate.name for gate in result.gates if gate.passed] == [
@@ -85,7 +87,7 @@ def test_it_learns_classes_and_what_is_saved_is_read_by_transformers(
         "every-class-is-learned",
     ]
     tell = pipeline("text-classification", str(tmp_path / "x" / "model"))
-    found = tell(["sour day 241", "glad day 250", "blue day 260"])
+    found = tell(["b 1241", "a 977", "c 1260"])
     assert [one["label"] for one in found] == ["bad", "good", "odd"]
     assert "held_out_perplexity" not in metrics
     counts = ", ".join(f"{name} ({metrics['rows_by_class'][name]})" for name in ("bad", "good", "odd"))
@@ -93,6 +95,26 @@ def test_it_learns_classes_and_what_is_saved_is_read_by_transformers(
     assert ctx.events[-1]["text"].startswith(
         f"right about {metrics['accuracy']:.1%} of {metrics['held_out_rows']} held-out texts, macro-F1 "
     )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"size": "100k"},
+        {"arch": "modernbert", "config": {**SMALL, "classifier_pooling": "mean"}},
+        {"arch": "roberta", "config": SMALL},
+        {"arch": "llama", "config": SMALL},
+    ],
+    ids=["size", "modernbert", "roberta", "llama"],
+)
+def test_from_nothing(model, settings, tokenizer, tmp_path) -> None:
+    tokenizer.save_pretrained(tmp_path / "tok")
+    settings |= {"model": model, "tokenizer": {"path": str(tmp_path / "tok")}, "trainer": LEARNS}
+    result = run_stage("classify", settings, context_for(tmp_path))
+    assert result.metrics["held_out_loss"] < 0.9 * result.metrics["held_out_loss_before"]
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "x" / "model").config
+    assert config.model_type == model.get("arch", "modernbert")
+    assert getattr(config, "classifier_pooling", "mean") == "mean"
 
 
 def test_the_body_is_the_model_that_it_begins_from(settings, tmp_path, tokenizer) -> None:
@@ -171,7 +193,7 @@ def test_the_loss_does_not_depend_on_how_rows_are_split_into_passes(settings, tm
         own["train_sampling_strategy"] = "sequential"
         run_stage("classify", settings | {"trainer": TRAINER | own}, context_for(tmp_path / name))
     one, two = (load_file(tmp_path / name / "x" / "model" / "model.safetensors") for name in ("a", "b"))
-    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 3e-4  # a wrong mean: 1e-2
 
 
 def test_names_and_cuts(settings, tmp_path) -> None:
