@@ -133,7 +133,9 @@ def show(model: str, seen: Look) -> None:
             best = "" if guess is None else "  ".join(f"{shown(piece)} {share:.2f}" for piece, share in guess.top[:3])
             rows.append((str(position), shown(token), str(number), own, best))
         console.data("")
-        console.show(console.table(rows, header=header if guesses else header[:3], right=(0, 2, 3)), to_stdout=True)
+        cells = len(header) if guesses else 3
+        table = console.table([row[:cells] for row in rows], header=header[:cells], right=(0, 2, 3))
+        console.show(table, to_stdout=True)
     for attention in seen.attentions:
         console.data(f"\n  attention, {attention.name}: a row for each layer, a cell for each head")
         rows = [
