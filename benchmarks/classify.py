@@ -110,7 +110,9 @@ def main() -> None:
         print(f"trained, seed {seed:<4}      {shown(found)}  {seconds:.0f} s")
         runs.append((found["macro_f1"], seconds))
     reached, slowest = mean(own for own, _ in runs), max(seconds for _, seconds in runs)
-    print(f"mean of {len(runs)} seeds: {reached:.4f}; the bag {rival['macro_f1']:.4f}; the slowest took {slowest:.0f} s")
+    print(
+        f"mean of {len(runs)} seeds: {reached:.4f}; the bag {rival['macro_f1']:.4f}; the slowest took {slowest:.0f} s"
+    )
     sys.exit(reached <= rival["macro_f1"] or slowest > MOST_SECONDS)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from llmpipe import console, summary
 from llmpipe.artifact import Input, Manifest, read_json, read_manifest
-from llmpipe.settings import source_key
+from llmpipe.settings import Artifact, source_key
 
 DIGITS = 12
 """Of a sha256 or a commit: enough to tell two files apart."""
@@ -33,6 +33,8 @@ class Facts:
     """Whether it has a chat template."""
     gguf: str | None
     """Name of the GGUF file."""
+    kind: Artifact = "causal-lm"
+    """Which kind of language model it is, where it is one."""
 
 
 def card(run: Path, stage: str, facts: Facts) -> str:
@@ -82,7 +84,7 @@ def front_matter(made_by: Sequence[Manifest], facts: Facts) -> str:
     hub = [entry for manifest in made_by for entry in manifest.inputs if "hub" in entry.source]
     keys: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification" if facts.reward else "text-generation",
+        "pipeline_tag": "text-classification" if facts.reward else TAGS[facts.kind],
         "base_model": sorted({entry.source["hub"] for entry in hub if entry.field == "model"}),
         "datasets": sorted({entry.source["hub"] for entry in hub if entry.field in ("data", "prompts")}),
         "tags": ["llmpipe"],
@@ -93,7 +95,7 @@ def front_matter(made_by: Sequence[Manifest], facts: Facts) -> str:
 
 def use(facts: Facts) -> str:
     """Show how to load the folder from the one above it, as Python that runs."""
-    kind = "AutoModelForSequenceClassification" if facts.reward else "AutoModelForCausalLM"
+    kind = "AutoModelForSequenceClassification" if facts.reward else CLASSES[facts.kind]
     lines = [
         f"from transformers import {kind}, AutoTokenizer",
         "",
@@ -101,7 +103,8 @@ def use(facts: Facts) -> str:
         f"model = {kind}.from_pretrained({json.dumps(facts.folder)})",
     ]
     if not facts.reward:
-        lines += CHAT if facts.chat else PLAIN
+        chat = SAY if facts.kind == "seq2seq-lm" else CHAT
+        lines += FILL if facts.kind == "masked-lm" else chat if facts.chat else PLAIN
     shown = "\n".join(["```python", *lines, "```"])
     if facts.reward:
         shown += "\n\n`reward.json` says how answers have to be written, and what the outputs weigh."
@@ -110,12 +113,24 @@ def use(facts: Facts) -> str:
     return shown
 
 
+TAGS = {"causal-lm": "text-generation", "masked-lm": "fill-mask", "seq2seq-lm": "text2text-generation"}
+CLASSES = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+}
+FILL = [
+    'ids = tokenizer(f"The cat{tokenizer.mask_token} on the mat", return_tensors="pt")["input_ids"]',
+    "guess = model(input_ids=ids).logits[ids == tokenizer.mask_token_id].argmax(-1)",
+    "print(tokenizer.decode(guess))",
+]
 CHAT = [
     'turns = [{"role": "user", "content": "Hello!"}]',
     'ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
     'answer = model.generate(**ids, max_new_tokens=100)[0, ids["input_ids"].shape[1] :]',
     "print(tokenizer.decode(answer, skip_special_tokens=True))",
 ]
+SAY = [*CHAT[:2], "answer = model.generate(**ids, max_new_tokens=100)[0]", CHAT[3]]
 PLAIN = [
     'ids = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)',
     "print(tokenizer.decode(model.generate(**ids, max_new_tokens=100)[0], skip_special_tokens=True))",

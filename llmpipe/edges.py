@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -56,12 +57,14 @@ def connect(
             if accepts.same_as is None and (fill := _fill(name, field, accepts, made, tree, problems)):
                 filled[field] = fill
         for field, accepts in input_fields(settings):
+            accepts = _narrowed(settings, field, accepts, made[name])
             for index, source in enumerate(sources_of(settings, field)):
                 if isinstance(source, StageSource):
                     item: KeyPath = ("stages", name, field, index)
                     problem = _edge_problem(name, source.stage, accepts, made, tree)
                     problems += [tree.problem(item if item in tree.values else item[:-1], problem)] if problem else []
         connected[name] = _with_inputs(settings, filled)
+        made[name] = _kept(connected[name], made[name], made)
     for name, settings in connected.items():  # once the inputs of all other stages are known
         same = {
             field: _fill_like(name, field, accepts, connected, made, tree, problems)
@@ -73,6 +76,21 @@ def connect(
     if not problems:
         _check_lineage(ordered, tree, problems)
     return ordered
+
+
+def _narrowed(settings: StageSettings, field: str, accepts: Accepts, own: Artifact | None) -> Accepts:
+    """A stage with an objective trains only the kind of model that the objective makes."""
+    if field == "model" and hasattr(settings, "objective") and own is not None:
+        return replace(accepts, artifacts=(own,))
+    return accepts
+
+
+def _kept(settings: StageSettings, own: Artifact | None, made: dict[str, Artifact | None]) -> Artifact | None:
+    """A model that is taught to answer stays the kind it is: sft of an encoder-decoder hands on another one."""
+    model = getattr(settings, "model", None)
+    if own == "causal-lm" and isinstance(model, StageSource) and made.get(model.stage) == "seq2seq-lm":
+        return "seq2seq-lm"
+    return own
 
 
 def _omitted(settings: StageSettings, skipped: set[str]) -> Iterator[tuple[str, Accepts]]:

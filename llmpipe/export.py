@@ -66,6 +66,11 @@ def export(run: Path, stage: str, to: Path, *, force: bool, gguf: GGUF | None) -
     manifest = model_of(run, stage)
     if to.exists() and not to.is_dir():
         raise UsageError(Problem("is a file, and a folder is needed", where=f"--to {to}"))
+    if manifest.kind == "classify":
+        plain = f"it is a plain folder already: {run / stage / 'model'}"
+        raise UsageError(
+            f"export writes models that answer or score answers, and {stage} tells classes apart", hint=plain
+        )
     if not force and to.is_dir() and any(to.iterdir()):
         message = "the folder is not empty"
         raise UsageError(Problem(message, where=f"--to {to}"), hint="name another, or add --force to write over it")
@@ -134,7 +139,7 @@ def _write(
         reward = reward_model.load(source, ctx)
         model, tokenizer = reward.model, reward.tokenizer
     else:
-        model, tokenizer = models.load(source, ctx)
+        model, tokenizer = models.load(source, ctx, kinds=tuple(models.CLASSES))
     done.parameters = model.num_parameters()
     if gguf:
         done.gguf = _write_gguf(model, tokenizer, folder / "gguf" / f"{name}-{gguf}.gguf", gguf, name)
@@ -149,6 +154,7 @@ def _write(
         reward=is_reward,
         chat=bool(tokenizer.chat_template),
         gguf=done.gguf["file"] if done.gguf else None,
+        kind="causal-lm" if is_reward else models.kind_of(model.config, ()),
     )
     return cards.card(run, manifest.name, facts)
 

@@ -24,13 +24,17 @@ LABELS = {
     "held_out_accuracy": "prefers the better answer, held-out pairs",
     "chosen_likelier_share": "finds the better answer likelier, held-out pairs",
     "chosen_nats": "nats in the better answer, held-out pairs",
+    "accuracy": "right class, held-out texts; before: the commonest",
+    "macro_f1": "macro-F1, held-out texts; before: the commonest",
     "held_out_auc": "gives good answers more reward than bad, held-out",
     "good_nats": "nats in the good answers, held-out",
     "perplexity": "perplexity, held-out text",
+    "pseudo_perplexity": "pseudo-perplexity of hidden tokens",
+    "denoising_loss": "nats per missing token",
     "nats_per_character": "nats per character",
     "bytes_per_token": "bytes per token",
 }
-HIDDEN = {"tokens"}
+HIDDEN = {"tokens", "hidden_tokens"}
 MAKE_MODELS = ("pretrain", "sft", "lora", "dpo", "kto", "rlhf-ppo")
 SAMPLES = 3
 SAMPLE_CHARACTERS = 240

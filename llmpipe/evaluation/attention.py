@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.context import Context
-from llmpipe.data.hub import revision_of
-from llmpipe.errors import Problem, StageError, UsageError
-from llmpipe.settings import AnySource, Artifact, HubSource
-from llmpipe.training import adapters, models
+from llmpipe.errors import StageError, UsageError
+from llmpipe.settings import AnySource, Artifact
+from llmpipe.training import models
 
 KINDS: tuple[Artifact, ...] = ("causal-lm", "masked-lm", "seq2seq-lm")
 HABIT = 0.5
@@ -121,7 +120,6 @@ def look(source: AnySource, ctx: Context, text: str, *, target: str | None, most
         StageError: it cannot be loaded, guesses no tokens, or does not show its attention.
         UsageError: there is a target, and no decoder to read it beside an encoder.
     """
-    _refuse_classifier(source, ctx)
     model, tokenizer = models.load(source, ctx, kinds=KINDS)
     kind = models.kind_of(model.config, KINDS)
     if target is not None and kind != "seq2seq-lm":
@@ -141,21 +139,6 @@ def look(source: AnySource, ctx: Context, text: str, *, target: str | None, most
     found = [_attention(model, *one, notes) for one in attentions]
     named = {name: Side([_piece(tokenizer, number) for number in own], own) for name, own in sides.items()}
     return Look(family, model.config.model_type, model.num_parameters(), named, guesses, found, notes)
-
-
-def _refuse_classifier(source: AnySource, ctx: Context) -> None:
-    """Refuse what would be loaded with a random output layer, without a word."""
-    if adapters.find(source, ctx):
-        return
-    revision = revision_of(source, ctx, kind="model") if isinstance(source, HubSource) else None
-    folder = ctx.folder_of(source)
-    try:
-        config = AutoConfig.from_pretrained(folder, revision=revision, local_files_only=revision is None)
-    except (OSError, ValueError):
-        return  # loading it says what is wrong
-    if any(name.endswith("Classification") for name in config.architectures or []):
-        problem = Problem("it is a classifier, which guesses no tokens", where=folder)
-        raise StageError(problem, hint="inspect the model that it began from")
 
 
 def _written(text: str, tokenizer: Tokenizer, most: int, notes: list[str], *, is_target: bool = False) -> list[int]:

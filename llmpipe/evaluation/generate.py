@@ -26,9 +26,16 @@ def answers(
     """Return one answer for each prompt.
 
     `chat` puts the prompt through the chat template; else the text is continued. A temperature of 0 is greedy.
-    The seed is set for the call alone. An answer ends where the model's context does.
+    The seed is set for the call alone. An answer ends where the model's context does. An encoder-decoder's prompt is
+    what its encoder reads.
     """
-    texts = [_rendered(tokenizer, prompt) for prompt in prompts] if chat else list(prompts)
+    if model.config.is_encoder_decoder:
+        from llmpipe.evaluation.fill import said
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return said(model, tokenizer, prompts, chat=chat, max_new_tokens=max_new_tokens, temperature=temperature)
+    texts = [rendered(tokenizer, prompt) for prompt in prompts] if chat else list(prompts)
     special = {"add_special_tokens": not chat}
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -75,6 +82,7 @@ def _continued(
     return list(tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True))
 
 
-def _rendered(tokenizer: Tokenizer, prompt: str) -> str:
+def rendered(tokenizer: Tokenizer, prompt: str) -> str:
+    """Put a question through the chat template, up to where the answer begins."""
     messages = [{"role": "user", "content": prompt}]
     return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -2,7 +2,9 @@
 
     scores: {kind: eval, models: [base, chat], suites: [perplexity, samples], prompts: ["Once upon a time"]}
 
-Text that a pretrain stage held out is used when `data` is left out.
+Text that a pretrain stage held out is used when `data` is left out. Of models that do not guess the next token, the
+perplexity suite gives how well they guess what pretrain hides: `pseudo_perplexity`, `denoising_loss`; their samples
+fill in prompts with a gap, "The cat [MASK] on the mat".
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 VERSION = 2
 
+LANGUAGE_MODELS: tuple[Artifact, ...] = ("causal-lm", "masked-lm", "seq2seq-lm")
+
 Suite = Literal["perplexity", "samples", "storyworld"]
 
 
@@ -38,11 +42,14 @@ class Settings(StageSettings):
     """What `kind: eval` understands."""
 
     kind: Literal["eval"] = Field("eval", description="which stage this is")
-    models: Annotated[FolderSources | None, Accepts(("causal-lm", "adapter"))] = Field(
+    models: Annotated[FolderSources | None, Accepts((*LANGUAGE_MODELS, "adapter"))] = Field(
         None, description="models to compare, in order"
     )
-    data: Annotated[DataSources | None, Accepts(("dataset", "causal-lm"), fill=False)] = Field(
-        None, description="text to measure; a pretrain stage's name means the text it held out, which is the default"
+    data: Annotated[DataSources | None, Accepts(("dataset", "causal-lm", "masked-lm", "seq2seq-lm"), fill=False)] = (
+        Field(
+            None,
+            description="text to measure; a pretrain stage's name means the text it held out, which is the default",
+        )
     )
     suites: list[Suite] = Field(
         default=["perplexity", "samples"], min_length=1, description="perplexity, samples and storyworld"
@@ -84,7 +91,7 @@ def run(settings: Settings, ctx: Context) -> Result:
     ctx.explain(f"Evaluation puts {' and '.join(names)} through the same text and the same prompts, one by one.")
     scores: dict[str, dict[str, Any]] = {}
     for name, source in zip(names, settings.models, strict=True):
-        model, tokenizer = models.load(source, ctx)
+        model, tokenizer = models.load(source, ctx, kinds=tuple(models.CLASSES))
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         ctx.progress(doing=f"measuring {name}")
         scores[name] = measure(settings, model, tokenizer, ctx)
@@ -107,32 +114,57 @@ def measure(
     settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context
 ) -> dict[str, Any]:
     """Return the metrics of one model, and its samples."""
-    from llmpipe.errors import DataError
+    from llmpipe.errors import StageError
+    from llmpipe.evaluation import fill
     from llmpipe.evaluation.generate import answers
-    from llmpipe.evaluation.perplexity import score_texts
-    from llmpipe.training.models import context_length, fitting_context
+    from llmpipe.training.models import kind_of
 
     found: dict[str, Any] = {}
+    kind = kind_of(model.config, ())
     chat = settings.chat and tokenizer.chat_template is not None
     if "perplexity" in settings.suites:
-        window = fitting_context(model, settings.context or context_length(model))
-        texts = held_out_text(settings, ctx)
-        options: dict[str, Any] = {"max_tokens": settings.max_tokens, "add_bos": settings.add_bos}
-        score = score_texts(model, tokenizer, texts, window=window, **options)
-        if not score.tokens:
-            raise DataError("the text to measure is too short: no token in it follows another")
-        found |= {
-            "perplexity": score.perplexity,
-            "bits_per_byte": score.bits_per_byte,
-            "nats_per_character": score.nats_per_character,
-            "tokens": score.tokens,
-        }
+        found |= guess(settings, model, tokenizer, ctx, kind=kind)
     sampling: dict[str, Any] = {"chat": chat, "max_new_tokens": settings.max_new_tokens, "seed": ctx.seed}
-    if "samples" in settings.suites and settings.prompts:
+    if "samples" in settings.suites and settings.prompts and kind == "masked-lm":
+        found["samples"] = fill.filled(model, tokenizer, settings.prompts)
+    elif "samples" in settings.suites and settings.prompts:
         found["samples"] = answers(model, tokenizer, settings.prompts, temperature=settings.temperature, **sampling)
     if "storyworld" in settings.suites:
+        if kind == "masked-lm":
+            message = "the storyworld suite asks for stories, and a masked model tells none"
+            raise StageError(message, hint="suites: [perplexity, samples]")
         found |= judge_stories(settings, model, tokenizer, ctx, chat=chat)
     return found
+
+
+def guess(
+    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context, *, kind: Artifact
+) -> dict[str, Any]:
+    """Measure how well a model guesses text: the next token, or what is hidden from it."""
+    from llmpipe.errors import DataError
+    from llmpipe.evaluation.fill import score_hidden
+    from llmpipe.evaluation.perplexity import Score, score_texts
+    from llmpipe.training.models import context_length, fitting_context
+
+    window = fitting_context(model, settings.context or context_length(model))
+    texts = held_out_text(settings, ctx)
+    if kind != "causal-lm":
+        nats, targets = score_hidden(model, tokenizer, texts, window=window, max_tokens=settings.max_tokens)
+        if not targets:
+            raise DataError("the text to measure is too short: nothing in it can be hidden")
+        hidden = Score(nats=nats * targets, tokens=targets)
+        metric = {"pseudo_perplexity": hidden.perplexity} if kind == "masked-lm" else {"denoising_loss": nats}
+        return metric | {"hidden_tokens": targets}
+    options: dict[str, Any] = {"max_tokens": settings.max_tokens, "add_bos": settings.add_bos}
+    score = score_texts(model, tokenizer, texts, window=window, **options)
+    if not score.tokens:
+        raise DataError("the text to measure is too short: no token in it follows another")
+    return {
+        "perplexity": score.perplexity,
+        "bits_per_byte": score.bits_per_byte,
+        "nats_per_character": score.nats_per_character,
+        "tokens": score.tokens,
+    }
 
 
 def judge_stories(

@@ -38,8 +38,6 @@ from llmpipe.settings import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmpipe.artifact import Gate
-
 VERSION = 1
 
 DEFAULTS: dict[str, Any] = {
@@ -143,9 +141,9 @@ class Settings(SupervisedSettings):
     def _made_for_it(cls, model: Model, info: ValidationInfo) -> Model:
         objective = info.data.get("objective", "causal")
         if isinstance(model, BuiltModel) and (problem := objective_problem(model.arch, objective)):
-            raise PydanticCustomError("arch", "{problem}", {"problem": problem})
+            raise PydanticCustomError("source", "{problem}", {"problem": problem})
         if isinstance(model, GgufSource) and objective != "causal":
-            raise PydanticCustomError("arch", "a GGUF file holds a causal model", {})
+            raise PydanticCustomError("source", "a GGUF file holds a causal model", {})
         return model
 
     @model_validator(mode="after")
@@ -207,18 +205,8 @@ def run(settings: Settings, ctx: Context) -> Result:
             metrics |= {"bits_per_byte": after, "bits_per_byte_before": before}
         models.save(trainer.model, tokenizer, ctx.output(produces(settings)))
     outputs = ["model", "held_out.jsonl"] if len(held_out) else ["model"]
-    return Result(outputs=outputs, metrics=metrics | facts, gates=gates(trainer.model, tokenizer, settings, packs))
-
-
-def gates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings, packs: bool) -> list[Gate]:
-    """Check on the trained weights what was checked on the first ones, which attend to nothing in particular."""
-    from llmpipe.artifact import Gate
-    from llmpipe.training.objectives import keeps_apart
-
-    if not packs:
-        return []
-    apart = keeps_apart(model, tokenizer, settings.objective)
-    return [Gate(name="packed-documents-apart", passed=apart, why="a document that sees its neighbour learns from it")]
+    gates = [objectives.gate(trainer.model, tokenizer, settings.objective)] if packs else []
+    return Result(outputs=outputs, metrics=metrics | facts, gates=gates)
 
 
 def bits_per_byte(

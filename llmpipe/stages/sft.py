@@ -5,7 +5,8 @@
 With `lora: {}` the model stays as it is, an adapter on it is trained, and `adapter/` is written.
 
 alpaca, sharegpt, messages, prompt/completion, question/answer, dolly and plain text rows are told apart by their
-columns. The loss falls on the assistant's tokens alone; packed conversations do not see each other.
+columns. The loss falls on the assistant's tokens alone; packed conversations do not see each other. An encoder-decoder
+reads what leads to an answer with its encoder, and its decoder learns the answer.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Settings(SupervisedSettings):
     """What `kind: sft` understands."""
 
     kind: Literal["sft"] = Field("sft", description="which stage this is")
-    model: Annotated[FolderSource | None, Accepts(("causal-lm", "adapter"))] = Field(
+    model: Annotated[FolderSource | None, Accepts(("causal-lm", "adapter", "seq2seq-lm"))] = Field(
         None, description="the model to teach"
     )
     data: Annotated[DataSources | None, Accepts(("dataset",))] = Field(None, description="conversations to learn from")
@@ -91,7 +92,7 @@ class Settings(SupervisedSettings):
 
 
 def produces(settings: Settings) -> Artifact:
-    """Say what comes out."""
+    """Say what comes out; of an encoder-decoder, another one (see `edges`)."""
     return "causal-lm" if settings.lora is None else "adapter"
 
 
@@ -100,12 +101,14 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import set_seed
     from trl import SFTConfig
 
-    from llmpipe.training import adapters, arguments, flow, lora, models, quantized
+    from llmpipe.training import adapters, arguments, flow, lora, models, quantized, seq2seq
     from llmpipe.training.chat import PackCollator
     from llmpipe.training.chat_trainer import ChatTrainer
 
     assert settings.model is not None
     set_seed(ctx.seed)  # an adapter begins with random weights
+    if settings.lora is None and models.is_encoder_decoder(settings.model, ctx):
+        return seq2seq.run(settings, ctx)
     begun = adapters.begin(settings.model, settings.lora, ctx, quantized.loading(settings))
     model, tokenizer = begun.model, begun.tokenizer
     models.mend_pad(model, tokenizer, ctx)

@@ -28,13 +28,21 @@ PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|paddin
 """Tokens that model families reserve for padding without always declaring them."""
 
 
-CLASSES = {
+CLASSES: dict[Artifact, Any] = {
     "causal-lm": AutoModelForCausalLM,
     "masked-lm": AutoModelForMaskedLM,
     "seq2seq-lm": AutoModelForSeq2SeqLM,
 }
-CALLED = {"causal-lm": "a causal model", "masked-lm": "a masked model", "seq2seq-lm": "an encoder-decoder"}
-EXAMPLES = {"causal-lm": "a Llama or a GPT-2", "masked-lm": "a BERT or a ModernBERT", "seq2seq-lm": "a T5 or a BART"}
+CALLED: dict[Artifact, str] = {
+    "causal-lm": "a causal model",
+    "masked-lm": "a masked model",
+    "seq2seq-lm": "an encoder-decoder",
+}
+EXAMPLES: dict[Artifact, str] = {
+    "causal-lm": "a Llama or a GPT-2",
+    "masked-lm": "a BERT or a ModernBERT",
+    "seq2seq-lm": "a T5 or a BART",
+}
 SPECIAL = ("bos", "eos", "pad", "cls", "sep")
 
 
@@ -92,11 +100,12 @@ def load(
         quantized.refuse_merge(quantization, adapters.label(source), "the model is an adapter on another one")
         model, tokenizer = adapters.load_base(adapter, source, ctx)
         return adapters.merge(model, adapter.folder), tokenizer
-    folder = ctx.folder_of(source)
-    revision = revision_of(source, ctx, kind="model") if isinstance(source, HubSource) else None
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": revision is None}
+    folder, options = ctx.folder_of(source), _options(source, ctx)
     try:
         config = AutoConfig.from_pretrained(folder, **options)
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+            problem = Problem("it is a classifier, which guesses no tokens", where=folder)
+            raise StageError(problem, hint="name the model that it began from")
         kind = kind_of(config, kinds)
         if kind not in kinds:  # some load as another kind, without a word
             needed = " or ".join(CALLED[wanted] for wanted in kinds)
@@ -125,6 +134,19 @@ def kind_of(config: Any, wanted: tuple[Artifact, ...]) -> Artifact:
     has_head = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in saved)
     fits = wanted == ("masked-lm",) and type(config) in AutoModelForMaskedLM._model_mapping
     return "masked-lm" if fits and not has_head else "causal-lm"
+
+
+def _options(source: AnySource, ctx: Context) -> dict[str, Any]:
+    revision = revision_of(source, ctx, kind="model") if isinstance(source, HubSource) else None
+    return {"revision": revision, "trust_remote_code": False, "local_files_only": revision is None}
+
+
+def is_encoder_decoder(source: AnySource, ctx: Context) -> bool:
+    """Tell from its configuration whether a model is an encoder-decoder; what cannot be read is left to `load`."""
+    try:
+        return bool(AutoConfig.from_pretrained(ctx.folder_of(source), **_options(source, ctx)).is_encoder_decoder)
+    except (OSError, ValueError):
+        return False
 
 
 def _load_hint(source: AnySource) -> str:
@@ -162,7 +184,7 @@ def mend_pad(model: PreTrainedModel, tokenizer: Tokenizer, ctx: Context) -> None
             grow(model, len(tokenizer))
         ctx.say(f"pad token {was}; it is now {tokenizer.pad_token} (id {tokenizer.pad_token_id})")
     model.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:  # a classifier has none
+    if getattr(model, "generation_config", None) is not None:  # a masked model generates nothing
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from llmpipe.artifact import Gate
 from llmpipe.context import Context
 from llmpipe.errors import StageError
 from llmpipe.training import denoising, masked
@@ -97,10 +98,11 @@ class PretrainTrainer(Measured, Trainer):
 class ObjectiveTrainer(PretrainTrainer):
     """The same for masked and denoising models: labels stand where they are guessed, batches are made ready."""
 
-    def __init__(self, *, objective: str, train_dataset: DocumentRows, **options: Any) -> None:
+    def __init__(self, *, objective: str, train_dataset: Any, exp_of_loss: str | None = None, **options: Any) -> None:
         super().__init__(train_dataset=train_dataset, data_collator=identity, compute_loss_func=mean_nats, **options)
-        self.objective = objective
-        self.add_callback(NewDraws(train_dataset))
+        self.objective, self.exp_of_loss = objective, exp_of_loss
+        if isinstance(train_dataset, DocumentRows):
+            self.add_callback(NewDraws(train_dataset))
 
     def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
         """Compute Trainer's loss on a batch that is made ready."""
@@ -114,16 +116,16 @@ class ObjectiveTrainer(PretrainTrainer):
         return mean_nats(self.model(**inputs), labels), (labels != IGNORED).sum()
 
     def losses(self, loss: float) -> dict[str, float]:
-        """Name the held-out loss; exp of a masked one is the pseudo-perplexity (arXiv:1910.14659) of what is hidden."""
-        more = {"pseudo_perplexity": math.exp(min(loss, 700.0))} if self.objective == "masked" else {}
-        return {"loss": loss, **more}
+        """Name the held-out loss and, where that says something, exp of it."""
+        return {"loss": loss} | ({self.exp_of_loss: math.exp(min(loss, 700.0))} if self.exp_of_loss else {})
 
 
 def trainer_for(objective: str, **options: Any) -> PretrainTrainer:
-    """Return the trainer that an objective takes."""
+    """Return the trainer that an objective of pretrain takes."""
     if objective == "causal":
         return PretrainTrainer(data_collator=identity, **options)
-    return ObjectiveTrainer(objective=objective, **options)
+    name = "pseudo_perplexity" if objective == "masked" else None  # arXiv:1910.14659; of what is hidden
+    return ObjectiveTrainer(objective=objective, exp_of_loss=name, **options)
 
 
 def refuse_leaks(model: PreTrainedModel, tokenizer: Tokenizer, objective: str) -> None:
@@ -138,6 +140,12 @@ def refuse_leaks(model: PreTrainedModel, tokenizer: Tokenizer, objective: str) -
     if not keeps_apart(model, tokenizer, objective):
         why = "its positions do not begin anew in each" if objective == "denoising" else "they see each other"
         raise StageError(f"packed documents have other logits in {name} than alone: {why}", hint="packing: false")
+
+
+def gate(model: PreTrainedModel, tokenizer: Tokenizer, objective: str) -> Gate:
+    """Check on trained weights what `refuse_leaks` checks on the first ones, which attend to nothing in particular."""
+    apart = keeps_apart(model, tokenizer, objective)
+    return Gate(name="packed-documents-apart", passed=apart, why="a document that sees its neighbour learns from it")
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ def test_the_terminal_shows_it_in_80_columns(folder_of, capsys) -> None:
             "--target is for encoder-decoders, and this is a causal model",
             "leave out --target",
         ),
-        ("classifier", {}, "{}: it is a classifier, which guesses no tokens", "inspect the model that it began from"),
+        ("classifier", {}, "{}: it is a classifier, which guesses no tokens", "name the model that it began from"),
         ("llama", {"html": Path("no/a.html")}, "--html no/a.html: no is no folder", None),
     ],
 )

@@ -51,16 +51,16 @@ def mended(tokenizer: PreTrainedTokenizerFast, ctx: Any) -> Any:
     return mend
 
 
-def make(objective: str, tokenizer: Any, arch: str | None = None, **config: Any) -> Any:
+def make(objective: str, tokenizer: Any, arch: str | None = None, *, scale: float = 8) -> Any:
     """Make a model whose weights are large enough that a leak shows in the first digit."""
     arch = arch or SHAPES[objective][0]
-    shape = ENCODERS.get(arch, {"t5": T5, "bart": BART}.get(arch)) | config
+    shape = ENCODERS.get(arch, {"t5": T5, "bart": BART}.get(arch))
     torch.manual_seed(0)
     kind = {"masked": "masked-lm", "denoising": "seq2seq-lm"}[objective]
     model = models.build(arch, shape, tokenizer=tokenizer, context=64, kind=kind).eval()
     for name, weight in model.named_parameters():
         if weight.dim() > 1 and "embed" not in name and "shared" not in name:
-            weight.data *= 8
+            weight.data *= scale
     return model
 
 
@@ -213,6 +213,7 @@ def test_draws_depend_on_the_seed_the_epoch_and_the_row_alone(objective, mended,
     tokenizer = mended(objective, SHAPES[objective][0])
     model = make(objective, tokenizer)
     rows = rows_of(objective, model, tokenizer, tmp_path, TEXTS * 4)
+    assert rows.facts["padding_share"] < 0.2 < 0.3 < rows.facts["padding_share_unpacked"]
     first = rows.__getitems__([0, 1])
     rows.__getitems__([1])
     alone = rows.__getitems__([1])
@@ -228,7 +229,7 @@ def test_accumulation_changes_nothing(objective, mended, ctx) -> None:
     tokenizer = mended(objective, SHAPES[objective][0])
     found = []
     for micro, passes in ((8, 1), (1, 8)):
-        model = make(objective, tokenizer)
+        model = make(objective, tokenizer, scale=1)
         models.set_dropout(model, 0.0, None)
         rows = rows_of(objective, model, tokenizer, ctx.dir, TEXTS * 8)
         settings = Settings.model_validate({"model": {"size": 1000}, "precision": "fp32"})
@@ -310,30 +311,27 @@ def test_an_objective_resumes_to_the_bit_and_its_model_goes_on(objective, mended
     settings = {
         "objective": objective, "model": {"arch": arch, "config": shape}, "context": 64, "dropout": 0.1,
         "tokenizer": saved(mended("causal", ""), tmp_path), "trainer": trainer,
-        "data": {"builtin": "storyworld", "rows": 30},
+        "data": {"builtin": "storyworld", "rows": 9},
     }  # fmt: skip
     whole = run_stage("pretrain", settings, context_for(tmp_path / "a"))
-    assert whole.metrics["steps"] * 4 > whole.metrics["pieces"] / 1.5, "less than an epoch proves nothing of the second"
+    assert whole.metrics["steps"] * 4 > whole.metrics["pieces"], "less than an epoch proves nothing of the second"
     with pytest.raises(StoppedError):
         run_stage("pretrain", settings, context_for(tmp_path / "b", stop=stop_after(5, "interrupt")))
     resumed = run_stage("pretrain", settings, context_for(tmp_path / "b"))
     assert same(tmp_path / "a" / "x" / "model", tmp_path / "b" / "x" / "model")
     assert resumed.metrics["held_out_loss"] == whole.metrics["held_out_loss"]
     assert [gate.name for gate in resumed.gates if gate.passed] == ["packed-documents-apart"]
-    assert whole.metrics["padding_share"] < whole.metrics["padding_share_unpacked"]
 
     more = settings | {"model": {"path": str(tmp_path / "a" / "x" / "model")}, "tokenizer": None}
     more = run_stage("pretrain", more | {"trainer": {"max_steps": 1}}, context_for(tmp_path / "c"))
     assert more.metrics["held_out_loss_before"] == pytest.approx(whole.metrics["held_out_loss"], abs=1e-5)
-    other = {"masked": "denoising", "denoising": "masked"}[objective]
-    needed, is_one = (
-        ("an encoder-decoder", "a masked model") if other == "denoising" else ("a masked model", "an encoder-decoder")
-    )
-    for wanted, text in ((other, needed), ("causal", "a causal model")):
+    is_one = {"masked": "a masked model", "denoising": "an encoder-decoder"}
+    for wanted in {"masked", "denoising", "causal"} - {objective}:
+        wrong = settings | {"objective": wanted, "model": {"path": str(tmp_path / "a" / "x" / "model")}}
         with pytest.raises(StageError) as error:
-            wrong = settings | {"objective": wanted, "model": {"path": str(tmp_path / "a" / "x" / "model")}}
             run_stage("pretrain", wrong | {"tokenizer": None}, context_for(tmp_path / "d"))
-        assert f"{arch} is {is_one}; {text} is needed" in str(error.value)
+        needed = is_one.get(wanted, "a causal model")
+        assert f"{arch} is {is_one[objective]}; {needed} is needed" in str(error.value)
 
 
 def test_a_causal_model_trains_on_rows_of_one_document(tokenizer, make_model, tmp_path) -> None:

@@ -70,7 +70,7 @@ MISTAKES = {
     "edge to the wrong thing": (
         TOK + BASE + "  chat: {kind: sft, model: tok, data: {builtin: storyworld}}\n",
         [
-            "5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm or adapter is needed; "
+            "5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm or adapter or seq2seq-lm is needed; "
             "'base' (line 4) is one"
         ],
     ),
@@ -88,7 +88,41 @@ MISTAKES = {
     "missing input": (BASE, ["3:3: stages.base: needs `tokenizer:` (tokenizer), and no earlier stage makes one"]),
     "unknown architecture": (
         TOK + BASE.replace("{size: 1M}", "{arch: lama}"),
-        ["stages.base.model.arch: transformers has no causal model 'lama', did you mean "],
+        ["stages.base.model.arch: transformers has no language model 'lama', did you mean "],
+    ),
+    "architecture of another objective": (
+        TOK + BASE.replace("{size: 1M}", "{arch: bert}, objective: denoising"),
+        ["stages.base.model: bert is not for objective: denoising, as t5 and bart are, but for causal or masked"],
+    ),
+    "whole words of no mask": (
+        TOK + BASE.replace("1M}", "1M}, whole_word: true"),
+        ["stages.base: whole_word is for objective: masked"],
+    ),
+    "model of another objective": (
+        TOK + BASE + "  b2: {kind: pretrain, objective: masked, data: {builtin: storyworld}, model: base}\n",
+        ["stages.b2.model: stage 'base' makes a causal-lm, a masked-lm is needed"],
+    ),
+    "preferences of an encoder-decoder": (
+        TOK
+        + BASE.replace("{size: 1M}", "{size: 1M}, objective: denoising")
+        + "  chat: {kind: sft, model: base, data: {builtin: storyworld}}\n"
+        + "  judge: {kind: reward, model: chat, data: {builtin: storyworld}}\n",
+        ["stages.judge.model: stage 'chat' makes a seq2seq-lm, a causal-lm or adapter is needed"],
+    ),
+    "an encoder-decoder to classify with": (
+        TOK + "  mod: {kind: classify, data: {path: r.yaml}, model: {arch: t5}}\n",
+        ["stages.mod.model: t5 is an encoder-decoder; bert, modernbert and llama are none"],
+    ),
+    "a classifier where a language model is needed": (
+        TOK
+        + BASE
+        + "  mod: {kind: classify, data: {path: r.yaml}, model: base}\n"
+        + "  scores: {kind: eval, models: [mod], suites: [samples]}\n",
+        ["stages.scores.models: stage 'mod' makes a classifier, a "],
+    ),
+    "nothing to classify with": (
+        "  mod: {kind: classify, data: {path: r.yaml}}\n",
+        ["stages.mod: needs `model:` (masked-lm or causal-lm or adapter), and no earlier stage makes one"],
     ),
     "misspelt configuration": (
         TOK + BASE.replace("{size: 1M}", "{arch: gpt2, config: {n_layr: 2}}"),

@@ -26,6 +26,7 @@ stages:
   tuned: {kind: lora, data: {builtin: storyworld}, model: base}
   judge: {kind: reward, data: {path: a.txt}, model: base}
   direct: {kind: dpo, data: {path: a.txt}, model: base}
+  told: {kind: classify, data: {path: a.txt}, model: base}
   rated: {kind: kto, data: {path: a.txt}, model: base}
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   left: {kind: rloo, data: {path: a.txt}, model: base, reward: judge}
@@ -33,7 +34,7 @@ stages:
   scores: {kind: eval, models: [base], data: base}
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
-NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores"}
+NAMES |= {"classify": "told", "kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores"}
 VALUES: dict[Any, Any] = {
     "data": {"path": "b.txt"},
     "tokenizer": "other",
@@ -62,6 +63,8 @@ VALUES: dict[Any, Any] = {
     ("reward", "model"): {"hub": "a/b"},
     ("dpo", "model"): {"hub": "a/b"},
     ("kto", "model"): {"hub": "a/b"},
+    ("classify", "model"): {"hub": "a/b"},
+    "labels": {"0": "bad"},
     ("dpo", "dropout"): 0.0,
     ("kto", "dropout"): 0.0,
     ("rlhf-ppo", "model"): {"hub": "a/b"},

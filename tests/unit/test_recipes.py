@@ -12,7 +12,12 @@ from llmpipe import recipe as recipes
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
-STUBS = {"shakespeare-cpu": ["tinyshakespeare.txt"]}
+STUBS = {
+    "shakespeare-cpu": ["tinyshakespeare.txt"],
+    "moderation-cpu": ["labelled.csv"],
+    "bert-cpu": ["text.txt"],
+    "t5-cpu": ["text.txt", "pairs.jsonl"],
+}
 """Files that a recipe's first lines tell the user to fetch."""
 
 
