@@ -118,7 +118,7 @@ MISTAKES = {
         + BASE
         + "  mod: {kind: classify, data: {path: r.yaml}, model: base}\n"
         + "  scores: {kind: eval, models: [mod], suites: [samples]}\n",
-        ["stages.scores.models: stage 'mod' makes a classifier, a "],
+        ["stages.scores.models.0: stage 'mod' makes a classifier, a "],
     ),
     "nothing to classify with": (
         "  mod: {kind: classify, data: {path: r.yaml}}\n",
