@@ -137,12 +137,12 @@ def show(model: str, seen: Look) -> None:
         table = console.table([row[:cells] for row in rows], header=header[:cells], right=(0, 2, 3))
         console.show(table, to_stdout=True)
     for attention in seen.attentions:
-        console.data(f"\n  attention, {attention.name}: a row for each layer, a cell for each head")
-        rows = [
+        console.data(f"\n  attention {attention.name}: a row for each layer, a cell for each head")
+        heads = [
             (str(layer), "  ".join(_cell(*habit) for habit in habits))
             for layer, habits in zip(attention.layers, attention.habits(), strict=True)
         ]
-        console.show(console.table(rows, right=(0,)), to_stdout=True)
+        console.show(console.table(heads, right=(0,)), to_stdout=True)
         _show_map(seen, attention)
     console.say("\n  f first token, s itself, p the one before, n the one after: percent of the attention there;")
     console.say("  ~ none of these has half of it: how many tokens it spreads over; the last map is of all heads")

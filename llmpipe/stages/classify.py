@@ -213,7 +213,7 @@ def measures(trainer: Any, ctx: Context) -> dict[str, Any]:
 
     if not trainer.eval_dataset:
         return {}
-    _, found = trainer.measured()
+    found: dict[str, Any] = trainer.measured()[1]
     names, rows = list(found["by_class"]), [own["rows"] for own in found["by_class"].values()]
     commonest = rows.index(max(rows))
     guess = measure([[count * (column == commonest) for column in range(len(rows))] for count in rows], names)
