@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +42,15 @@ def inspect(model: str, text: str, *, target: str | None, html: Path | None, as_
         raise UsageError("there is no text to look at", hint=f'llmpipe inspect {model} "The cat sat on the mat"')
     if html is not None and not html.absolute().parent.is_dir():
         raise UsageError(Problem(f"{html.parent} is no folder", where=f"--html {html}"))
-    with found(model) as (source, ctx):
+    said: list[str] = []
+    with found(model, lambda event: said.append(event.get("text", ""))) as (source, ctx):
         from llmpipe.evaluation.attention import look  # torch: only once there is a model to load
 
         with redirect_stderr(io.StringIO()):  # transformers draws a bar for every file
             seen = look(source, ctx, text, target=target, most_tokens=MOST_TOKENS)
     content = {"model": model, "text": text, "target": target} | seen.content()
+    for line in filter(None, said):
+        console.say(f"  {line}")
     if html is not None:
         write_text(html, page(content))
     if as_json:
@@ -59,19 +62,14 @@ def inspect(model: str, text: str, *, target: str | None, html: Path | None, as_
 
 
 @contextmanager
-def found(model: str) -> Iterator[tuple[AnySource, Context]]:
-    """Give the source that a model's name means, and a context to load it in.
+def found(model: str, emit: Callable[[Event], None] = lambda _: None) -> Iterator[tuple[AnySource, Context]]:
+    """Give the source that a model's name means, and a context to load it in, whose events go to `emit`.
 
     `RUN:STAGE` and `RUN/STAGE` are the model of a finished stage; else it is a folder, a GGUF file or `hub:OWNER/NAME`.
 
     Raises:
         LlmpipeError: it is none of these.
     """
-
-    def emit(event: Event) -> None:
-        if event["event"] == "say":
-            console.say(f"  {event['text']}")
-
     if stage := _stage(model):
         run, name = stage
         yield StageSource(stage=name, weight=1.0), Context(run_dir=run, step=model_of(run, name), emit=emit)
@@ -87,7 +85,7 @@ def found(model: str) -> Iterator[tuple[AnySource, Context]]:
 def _stage(model: str) -> tuple[Path, str] | None:
     """Read a name as that of a run's stage; None where it is something else."""
     run, colon, stage = model.rpartition(":")
-    if colon and Path(run).is_dir():
+    if colon and run != "hub" and Path(run).is_dir():
         return Path(run), stage
     folder = Path(model)
     if (folder / "recipe.yaml").is_file():

@@ -101,11 +101,10 @@ def test_it_learns_classes_and_what_is_saved_is_read_by_transformers(
     "model",
     [
         {"size": "100k"},
-        {"arch": "modernbert", "config": {**SMALL, "classifier_pooling": "mean"}},
         {"arch": "roberta", "config": SMALL},
         {"arch": "llama", "config": SMALL},
     ],
-    ids=["size", "modernbert", "roberta", "llama"],
+    ids=["size", "roberta", "llama"],
 )
 def test_from_nothing(model, settings, tokenizer, tmp_path) -> None:
     tokenizer.save_pretrained(tmp_path / "tok")
@@ -127,15 +126,14 @@ def test_the_body_is_the_model_that_it_begins_from(settings, tmp_path, tokenizer
     assert all(torch.equal(before[key], after[key]) for key in shared)
 
 
-@pytest.mark.parametrize(("stop_at", "how"), [(4, "interrupt"), (6, "terminate")])
-def test_it_resumes_to_the_bit(stop_at, how, settings, tmp_path) -> None:
+def test_it_resumes_to_the_bit(settings, tmp_path) -> None:
     """In the second epoch, with dropout, weights of classes and batches that are put together anew."""
     settings["data"] = write_rows(tmp_path, rows_of(100))
     settings |= {"dropout": 0.1, "class_weights": "balanced"}
     settings["trainer"] = TRAINER | {"gradient_accumulation_steps": 2, "save_steps": 1}
     whole = run_stage("classify", settings, context_for(tmp_path / "a"))
     with pytest.raises(StoppedError):
-        run_stage("classify", settings, context_for(tmp_path / "b", stop=stop_after(stop_at, how)))
+        run_stage("classify", settings, context_for(tmp_path / "b", stop=stop_after(4, "interrupt")))
     resumed = run_stage("classify", settings, context_for(tmp_path / "b"))
     assert same(tmp_path / "a" / "x" / "model", tmp_path / "b" / "x" / "model")
     assert {**whole.metrics, "tokens_per_s": 0} == {**resumed.metrics, "tokens_per_s": 0}
