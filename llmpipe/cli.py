@@ -173,6 +173,25 @@ def doctor(json_output: Json = False) -> None:
 
 @app.command(rich_help_panel="Look")
 @guarded
+def inspect(
+    model: Annotated[str, typer.Argument(help="RUN:STAGE, a folder, FILE.gguf or hub:OWNER/NAME.")],
+    text: Annotated[str, typer.Argument(help="Text to look at.")],
+    target: Annotated[
+        str | None, typer.Option("--target", metavar="TEXT", help="What an encoder-decoder's decoder is to read.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with heat maps.")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Show what a model sees in a text: tokens, probabilities, and attention by layer and head."""
+    from llmpipe.inspection import inspect as look
+
+    look(model, text, target=target, html=html, as_json=json_output)
+
+
+@app.command(rich_help_panel="Look")
+@guarded
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     stage: Annotated[str, typer.Argument(help="Finished stage whose model to take out.")],

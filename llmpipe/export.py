@@ -66,6 +66,11 @@ def export(run: Path, stage: str, to: Path, *, force: bool, gguf: GGUF | None) -
     manifest = model_of(run, stage)
     if to.exists() and not to.is_dir():
         raise UsageError(Problem("is a file, and a folder is needed", where=f"--to {to}"))
+    if manifest.kind == "classify":
+        plain = f"it is a plain folder already: {run / stage / 'model'}"
+        raise UsageError(
+            f"export writes models that answer or score answers, and {stage} tells classes apart", hint=plain
+        )
     if not force and to.is_dir() and any(to.iterdir()):
         message = "the folder is not empty"
         raise UsageError(Problem(message, where=f"--to {to}"), hint="name another, or add --force to write over it")

@@ -12,6 +12,7 @@ from typing import Any
 
 from llmpipe import stages
 from llmpipe.data import Problems, Row
+from llmpipe.data.classes import CLASSED
 from llmpipe.data.formats import CONVERSATIONS, documents
 from llmpipe.data.labelled import LABELLED
 from llmpipe.data.preferences import PREFERENCES
@@ -35,6 +36,7 @@ TABLES: dict[str, Table[Any]] = {
     "reward": Table(PREFERENCES),
     "dpo": Table(PREFERENCES),
     "kto": Table(LABELLED),
+    "classify": Table(CLASSED),
     **dict.fromkeys(("rlhf-ppo", "rloo", "grpo"), Table(PROMPTS)),
 }
 """The formats that a kind of stage reads its rows by; a stage that is not here reads texts."""

@@ -25,6 +25,8 @@ LABELS = {
     "held_out_accuracy": "prefers the better answer, held-out pairs",
     "chosen_likelier_share": "finds the better answer likelier, held-out pairs",
     "chosen_nats": "nats in the better answer, held-out pairs",
+    "accuracy": "right class, held-out texts; before: the commonest",
+    "macro_f1": "macro-F1, held-out texts; before: the commonest",
     "held_out_auc": "gives good answers more reward than bad, held-out",
     "good_nats": "nats in the good answers, held-out",
     "perplexity": "perplexity, held-out text",

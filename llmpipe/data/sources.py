@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from llmpipe.context import Context
 from llmpipe.data import Problems, Row, noise, said, storyworld
 from llmpipe.data.bad_rows import collecting
+from llmpipe.data.classes import Classed, classed
 from llmpipe.data.formats import Conversation, conversations, documents
 from llmpipe.data.hub import revision_of
 from llmpipe.data.labelled import Labelled, labelled
@@ -20,7 +21,7 @@ from llmpipe.data.prompts import prompts
 from llmpipe.data.readers import checked
 from llmpipe.data.rows import expand, read_rows
 from llmpipe.data.split import split_texts
-from llmpipe.errors import StageError
+from llmpipe.errors import DataError, Problem, StageError
 from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, StageSource
 
 Item = TypeVar("Item")
@@ -108,6 +109,17 @@ def _labelled(source: AnySource, ctx: Context, problems: Problems) -> Iterator[t
         made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed)
         return labelled(_story_rows(made), format="prompt-pairs")
     return labelled(_rows(source, ctx, problems), problems=problems, **_reading(source))
+
+
+def read_classed(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Classed]]:
+    """Yield the texts of a mix for a classifier, each with its label and the row it came from."""
+    yield from _mixed(sources, ctx, _classed)
+
+
+def _classed(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Classed]]:
+    if isinstance(source, BuiltinSource):
+        raise DataError(Problem("has no classes to tell apart", source.builtin), hint="data: {path: FILE}")
+    return classed(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def read_prompts(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Prompt]]:

@@ -48,6 +48,11 @@ STAGES = {
         "Teach a model to answer with an adapter on it (LoRA), which leaves the model as it is",
         "--data chat.jsonl",
     ),
+    "classify": Stage(
+        "llmpipe.stages.classify",
+        "Teach a model to tell classes of text apart, from labelled texts",
+        "--data labelled.csv --model base",
+    ),
     "reward": Stage(
         "llmpipe.stages.reward", "Learn to score answers, from pairs of which one was preferred", "--data pairs.jsonl"
     ),

@@ -103,6 +103,9 @@ def load(
     folder, options = ctx.folder_of(source), _options(source, ctx)
     try:
         config = AutoConfig.from_pretrained(folder, **options)
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
+            problem = Problem("it is a classifier, which guesses no tokens", where=folder)
+            raise StageError(problem, hint="name the model that it began from")
         kind = kind_of(config, kinds)
         if kind not in kinds:  # some load as another kind, without a word
             needed = " or ".join(CALLED[wanted] for wanted in kinds)
@@ -195,7 +198,7 @@ def grow(model: PreTrainedModel, size: int) -> None:
     if size <= old:
         return
     model.resize_token_embeddings(size, mean_resizing=False)
-    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+    for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):  # a classifier has one
         layer.weight[old:] = layer.weight[:old].mean(0)
         if getattr(layer, "bias", None) is not None:
             layer.bias[old:] = layer.bias[:old].mean()

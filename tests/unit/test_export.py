@@ -87,6 +87,14 @@ def test_what_is_no_model_is_refused(run: Path, tmp_path: Path) -> None:
     assert failure.hint == "those with a model: base, chat" and failure.code == 2
 
 
+def test_a_classifier_is_refused(run: Path, tmp_path: Path) -> None:
+    path = run / "chat" / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"kind": "sft"', '"kind": "classify"'), encoding="utf-8")
+    failure = refused(run, "chat", tmp_path / "to")
+    assert str(failure) == "export writes models that answer or score answers, and chat tells classes apart"
+    assert failure.hint == f"it is a plain folder already: {run / 'chat' / 'model'}"
+
+
 def test_a_model_that_was_taken_away_is_refused(run: Path, tmp_path: Path) -> None:
     (run / "chat" / "model" / "x").unlink()
     assert str(refused(run, "chat", tmp_path / "to")) == f"{run / 'chat' / 'model' / 'x'}: is no longer there"

@@ -17,7 +17,7 @@ LAYERS = [
     {"stage_commands"},
     {"flags"},
     {"pipeline"},
-    {"push"},
+    {"push", "inspection"},
     {"export"},
     {"cards"},
     {"packages", "preview", "runner", "summary", "vocabulary", "doctor", "recipe_edit"},

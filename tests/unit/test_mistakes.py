@@ -109,6 +109,21 @@ MISTAKES = {
         + "  judge: {kind: reward, model: chat, data: {builtin: storyworld}}\n",
         ["stages.judge.model: stage 'chat' makes a seq2seq-lm, a causal-lm or adapter is needed"],
     ),
+    "an encoder-decoder to classify with": (
+        TOK + "  mod: {kind: classify, data: {path: r.yaml}, model: {arch: t5}}\n",
+        ["stages.mod.model: t5 is an encoder-decoder; bert, modernbert and llama are none"],
+    ),
+    "a classifier where a language model is needed": (
+        TOK
+        + BASE
+        + "  mod: {kind: classify, data: {path: r.yaml}, model: base}\n"
+        + "  scores: {kind: eval, models: [mod], suites: [samples]}\n",
+        ["stages.scores.models.0: stage 'mod' makes a classifier, a "],
+    ),
+    "nothing to classify with": (
+        "  mod: {kind: classify, data: {path: r.yaml}}\n",
+        ["stages.mod: needs `model:` (masked-lm or causal-lm or adapter), and no earlier stage makes one"],
+    ),
     "misspelt configuration": (
         TOK + BASE.replace("{size: 1M}", "{arch: gpt2, config: {n_layr: 2}}"),
         ["stages.base.model.config: n_layr is not an option of GPT2Config, did you mean n_layer?"],

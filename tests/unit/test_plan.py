@@ -27,6 +27,7 @@ stages:
   tuned: {kind: lora, data: {builtin: storyworld}, model: base}
   judge: {kind: reward, data: {path: a.txt}, model: base}
   direct: {kind: dpo, data: {path: a.txt}, model: base}
+  told: {kind: classify, data: {path: a.txt}, model: base}
   rated: {kind: kto, data: {path: a.txt}, model: base}
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   left: {kind: rloo, data: {path: a.txt}, model: base, reward: judge}
@@ -35,7 +36,8 @@ stages:
   corpus: {kind: curate, data: {path: a.txt}, steps: [decontaminate], evaluation: {path: a.txt}}
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
-NAMES |= {"kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group", "eval": "scores", "curate": "corpus"}
+NAMES |= {"classify": "told", "kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group"}
+NAMES |= {"eval": "scores", "curate": "corpus"}
 ELSEWHERE = {("pretrain", key): "hidden" for key in ("objective", "whole_word")}
 """Stages for keys that the one of the same kind above cannot change: what it makes is used, or they are for another."""
 VALUES: dict[Any, Any] = {
@@ -71,6 +73,8 @@ VALUES: dict[Any, Any] = {
     ("reward", "model"): {"hub": "a/b"},
     ("dpo", "model"): {"hub": "a/b"},
     ("kto", "model"): {"hub": "a/b"},
+    ("classify", "model"): {"hub": "a/b"},
+    "labels": {"0": "bad"},
     ("dpo", "dropout"): 0.0,
     ("kto", "dropout"): 0.0,
     ("rlhf-ppo", "model"): {"hub": "a/b"},
@@ -167,7 +171,7 @@ def test_every_option_of_the_trainer_counts_but_the_cosmetic_ones(place: Path, k
 def test_a_change_reaches_what_follows_and_nothing_else(place: Path) -> None:
     before, after = plan(), plan("base.dropout=0.5")
     changed = {name for name in before if before[name].record.fingerprint != after[name].record.fingerprint}
-    assert changed == {"base", "chat", "tuned", "judge", "direct", "rated", "ppo", "left", "group", "scores"}
+    assert changed == {"base", "chat", "tuned", "told", "judge", "direct", "rated", "ppo", "left", "group", "scores"}
 
 
 def test_names_and_places_do_not_count(place: Path) -> None:

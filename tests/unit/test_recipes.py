@@ -15,6 +15,7 @@ SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
 STUBS = {
     "shakespeare-cpu": ["tinyshakespeare.txt"],
     "curate-web": ["pages.jsonl", "eval.jsonl"],
+    "moderation-cpu": ["labelled.csv"],
     "bert-cpu": ["text.txt"],
     "t5-cpu": ["text.txt", "pairs.jsonl"],
 }
