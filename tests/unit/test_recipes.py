@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from llmpipe import recipe as recipes
+from llmpipe.artifact import StepRecord
+from llmpipe.context import Context
+from llmpipe.stages import curate
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -32,6 +35,20 @@ def test_every_recipe_is_valid(path: Path, tmp_path: Path) -> None:
         shutil.copy(file, tmp_path)
     recipe = recipes.load(copy)
     assert recipe.stages
+
+
+def test_the_quickstart_finds_what_was_planted(tmp_path: Path) -> None:
+    settings = recipes.load(recipes.find("quickstart")).stages["corpus"]
+    assert isinstance(settings, curate.Settings)
+    source = settings.data[0].model_copy(update={"rows": 2500})
+    record = StepRecord(name="corpus", kind="curate", stage_version=1, fingerprint="", seed=42, settings={}, inputs=[])
+    (tmp_path / "corpus").mkdir()
+    ctx = Context(tmp_path, record, emit=lambda _: None)
+    found = curate.run(settings.model_copy(update={"data": [source], "processes": 1}), ctx).metrics
+    assert found["planted"] > 150
+    assert found["planted_recall"] >= 0.99
+    assert found["planted_precision"] >= 0.99
+    assert 2490 <= found["documents"] <= 2500
 
 
 def test_every_recipe_ships_and_is_found_by_name() -> None:
