@@ -49,7 +49,7 @@ def card(run: Path, stage: str, facts: Facts) -> str:
 
 
 def run_card(run: Path, stage: str) -> str:
-    """Write the card of a stage's model as it lies in the run, for the report; that of an export shows how to load it."""
+    """Write the card of a stage's model for the report; that of an export shows how to load it."""
     made_by = lineage(run, stage)
     name = run.absolute().name
     return _whole(
@@ -220,4 +220,9 @@ def figures(run: Path, made_by: Sequence[Manifest]) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Write a table in Markdown."""
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(console.clean(cell).replace("|", r"\|") for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in cells)
+
+
+def _cell(text: str) -> str:
+    """Write a text so that it stays in its cell and is no HTML."""
+    return console.clean(text).replace("|", r"\|").replace("<", "&lt;")

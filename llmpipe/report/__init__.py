@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmpipe import cards, console, summary
 from llmpipe.artifact import cannot_write, write_text
+from llmpipe.errors import LlmpipeError
 from llmpipe.report import figures, lineage, page
 from llmpipe.report.collect import Run, collect
 
@@ -74,8 +75,9 @@ def write_after(run_dir: Path) -> None:
     try:
         write(run_dir)
     except Exception as error:  # whatever it is: hours of training are done and safe
-        said = " ".join(str(error).split()) or type(error).__name__
-        console.say(f"  the report could not be written: {said}", style="yellow")
+        said = str(error) if isinstance(error, LlmpipeError) else f"{type(error).__name__}: {error}"
+        again = f"llmpipe report {run_dir} tries again"
+        console.say(f"  the report could not be written: {' '.join(said.split())}; {again}", style="yellow")
 
 
 def show(run_dir: Path, *, as_json: bool) -> None:
