@@ -75,7 +75,11 @@ def test_a_browser_shows_it_on_a_telephone_without_a_complaint(llmpipe, run_dir)
     look = "width: 375px; height: 700px; border: 0"
     frame = llmpipe.write("frame.html", f'<iframe src="{page.as_uri()}" style="{look}" onload="{measure}"></iframe>')
     flags = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --allow-file-access-from-files"
-    logging = ["--enable-logging=stderr", f"--user-data-dir={llmpipe.folder / 'profile'}"]
+    logging = [
+        "--disable-background-networking",
+        "--enable-logging=stderr",
+        f"--user-data-dir={llmpipe.folder / 'profile'}",
+    ]
     command = [BROWSER, *flags.split(), *logging, "--virtual-time-budget=2000", "--dump-dom", frame.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "<title>375 of 375</title>" in done.stdout
