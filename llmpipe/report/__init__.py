@@ -9,7 +9,7 @@ from pathlib import Path
 from llmpipe import cards, console, summary
 from llmpipe.artifact import cannot_write, write_text
 from llmpipe.errors import LlmpipeError
-from llmpipe.report import figures, lineage, page
+from llmpipe.report import figures, lineage
 from llmpipe.report.collect import Run, collect
 
 
@@ -30,6 +30,8 @@ def write(run_dir: Path) -> Written:
         UsageError: the folder is no run directory, or nothing was begun in it.
         StageError: there is no room, or no right to write.
     """
+    from llmpipe.report import page  # jinja2 takes its time
+
     run = collect(run_dir)
     beside = run_dir / folder_name(run)
     curves: dict[str, dict[str, tuple[figures.Chart, str]]] = {
