@@ -5,6 +5,7 @@ runs/stories/
   .lock  .worker.lock        who works here
   .history/                  outputs that a changed stage left behind
   .bases/                    GGUF files that stages begin from, as folders
+  report.html  report/       what came of it, to look at
   chat/
     step.json                written first: resolved settings, inputs, fingerprint
     checkpoints/  metrics.jsonl  log.txt
@@ -114,6 +115,13 @@ def read_lines(path: Path) -> Iterator[Any]:
             yield json.loads(line)
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read metrics.jsonl of a stage's folder as far as it is written; nothing where the stage logs nothing."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def read_step(folder: Path) -> StepRecord | None:
     """Read step.json of a stage's folder; None when there is no valid one."""
     return _validated(StepRecord, folder / "step.json")
@@ -219,6 +227,11 @@ class HashCache:
         """Keep the hashes for the next plan of this run."""
         if self.known and os.access(self.path.parent, os.W_OK):  # `plan` may look at a run that it cannot write to
             write_json(self.path, self.known)
+
+
+def base_folder(run_dir: Path, gguf: str, digest: str) -> Path:
+    """Where a GGUF file lies unpacked; `digest` is the file's sha256, of which a part tells two files apart."""
+    return run_dir / ".bases" / f"{Path(gguf).stem}-{digest[:12]}"
 
 
 def output_hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:

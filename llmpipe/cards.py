@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmpipe import console, summary
-from llmpipe.artifact import Input, Manifest, read_json, read_manifest
+from llmpipe import console, stages, summary
+from llmpipe.artifact import Input, Manifest, StepRecord, read_json, read_manifest
 from llmpipe.settings import Artifact, source_key
 
 DIGITS = 12
@@ -40,18 +40,42 @@ class Facts:
 def card(run: Path, stage: str, facts: Facts) -> str:
     """Write the card of a stage's model."""
     made_by = lineage(run, stage)
-    last = made_by[-1]
-    parts = [
-        front_matter(made_by, facts),
+    return _whole(
+        front_matter(made_by, "text-classification" if facts.reward else TAGS[facts.kind]),
         f"# {facts.folder}\n\nA {'reward' if facts.reward else 'language'} model of "
-        f"{console.count(facts.parameters)} parameters, made by the stage `{stage}` ({last.kind}) of an llmpipe run."
-        f"{MERGED if facts.merged else ''}",
+        f"{console.count(facts.parameters)} parameters, made by the stage `{stage}` ({made_by[-1].kind}) of an llmpipe "
+        f"run.{MERGED if facts.merged else ''}",
         f"## Use\n\n{use(facts)}",
+        *origins(run, made_by),
+    )
+
+
+def run_card(run: Path, stage: str) -> str:
+    """Write the card of a stage's model for the report; that of an export shows how to load it."""
+    made_by = lineage(run, stage)
+    name = run.absolute().name
+    module = stages.load(made_by[-1].kind)
+    made = module.produces(module.Settings.model_validate(made_by[-1].settings))
+    return _whole(
+        front_matter(made_by, TAGS.get(made, "text-generation")),
+        f"# {name}\n\nA language model, made by the stage `{stage}` ({made_by[-1].kind}) of the llmpipe run `{name}`.",
+        f"## Use\n\n`llmpipe export {name} {stage} --to FOLDER` writes it as a plain Hugging Face folder.",
+        *origins(run, made_by),
+    )
+
+
+def origins(run: Path, made_by: Sequence[Manifest]) -> list[str]:
+    """Write the sections on where a model comes from, and what it is worth."""
+    last = made_by[-1]
+    return [
         f"## How it was made\n\n{stages_table(made_by)}\n\nSeed {last.seed}, on {last.device}; {versions(last)}.",
         f"## Data\n\n{data_table(run, made_by)}",
         figures(run, made_by),
         LICENCE,
     ]
+
+
+def _whole(*parts: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -79,12 +103,12 @@ def lineage(run: Path, stage: str) -> list[Manifest]:
     return list(found.values())
 
 
-def front_matter(made_by: Sequence[Manifest], facts: Facts) -> str:
+def front_matter(made_by: Sequence[Manifest], tag: str) -> str:
     """Write what the hub sorts models by; JSON is YAML, and needs no rules for quotes."""
     hub = [entry for manifest in made_by for entry in manifest.inputs if "hub" in entry.source]
     keys: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification" if facts.reward else TAGS[facts.kind],
+        "pipeline_tag": tag,
         "base_model": sorted({entry.source["hub"] for entry in hub if entry.field == "model"}),
         "datasets": sorted({entry.source["hub"] for entry in hub if entry.field in ("data", "prompts")}),
         "tags": ["llmpipe"],
@@ -154,14 +178,22 @@ def versions(manifest: Manifest) -> str:
 
 
 def data_table(run: Path, made_by: Sequence[Manifest]) -> str:
-    """List what came from outside of the run."""
-    rows = [
-        (manifest.name, entry.field, name, identity)
-        for manifest in made_by
-        for entry in manifest.inputs
+    """List what came from outside of the run, in Markdown."""
+    rows = data_rows(run, made_by)
+    return table(DATA_HEADER, rows) if rows else "Everything was made by the run."
+
+
+DATA_HEADER = ("stage", "input", "what", "sha256 or commit")
+
+
+def data_rows(run: Path, made_by: Iterable[StepRecord]) -> list[tuple[str, str, str, str]]:
+    """Name what came from outside of the run: stage, input, file or id, and the first digits of what identifies it."""
+    return [
+        (step.name, entry.field, name, identity)
+        for step in made_by
+        for entry in step.inputs
         for name, identity in _described(run, entry)
     ]
-    return table(("stage", "input", "what", "sha256 or commit"), rows) if rows else "Everything was made by the run."
 
 
 def _described(run: Path, entry: Input) -> Iterator[tuple[str, str]]:
@@ -190,7 +222,7 @@ def figures(run: Path, made_by: Sequence[Manifest]) -> str:
     stage = made_by[-1].name
     found = [read_manifest(path.parent) for path in sorted(run.glob("*/manifest.json"))]
     measured = [
-        (manifest.name, summary.LABELS.get(key, key.replace("_", " ")), console.number(value, key=key))
+        (manifest.name, summary.label(key), console.number(value, key=key))
         for manifest in found
         if manifest and summary.measured(manifest, made_by[-1])
         for name, value in manifest.metrics.items()
@@ -205,4 +237,9 @@ def figures(run: Path, made_by: Sequence[Manifest]) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Write a table in Markdown."""
     cells = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(console.clean(cell).replace("|", r"\|") for cell in row) + " |" for row in cells)
+    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in cells)
+
+
+def _cell(text: str) -> str:
+    """Write a text so that it stays in its cell and is no HTML."""
+    return console.clean(text).replace("|", r"\|").replace("<", "&lt;")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmpipe import stage_commands
+from llmpipe import run_commands, stage_commands
 from llmpipe.flags import (
     AllowCode,
     DryRun,
@@ -134,6 +134,7 @@ def status(
     show_status(run, as_json=json_output)
 
 
+run_commands.add_to(app)
 stage_commands.add_to(app)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe import artifact, console, packages, preview, recipe_edit, runner, stages, summary, yaml_tree
+from llmpipe import artifact, console, packages, preview, recipe_edit, report, runner, stages, summary, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.context import Context
 from llmpipe.errors import Problem, UsageError
@@ -175,6 +175,8 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
     if request.json:
         console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": runner.status(done, run_dir)})
     worked = [step for step in steps if step.action not in ("skip", "wait")]
+    if worked or not (run_dir / "report.html").exists():
+        report.write_after(run_dir)
     summary.show(run_dir, [step.name for step in worked], all_names=list(recipe.stages))
 
 

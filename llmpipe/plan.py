@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from llmpipe import edges, functions, stages
 from llmpipe.artifact import HashCache, Input, StepRecord, missing_output, read_manifest, read_step
+from llmpipe.changes import changed_keys, without
 from llmpipe.checkpoints import complete_checkpoints
 from llmpipe.data.rows import expand
 from llmpipe.errors import UsageError, did_you_mean
 from llmpipe.recipe import Recipe
 from llmpipe.settings import (
-    COSMETIC,
-    SOURCE_KEYS,
     AnySource,
     FunctionSource,
     GgufSource,
@@ -37,9 +34,6 @@ Action = Literal["run", "rerun", "resume", "skip", "wait"]
 """`wait`: left out by --only, --from or --until."""
 
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-
-NOT_THE_OUTPUT = {"processes"}
-"""Keys of a stage that say how it works, and never what comes out."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ def _record(
     identity = {
         "kind": settings.kind,
         "version": module.VERSION,
-        "settings": _without(dumped, {entry.field for entry in inputs}),
+        "settings": without(dumped, {entry.field for entry in inputs}),
         "seed": recipe.seed,
         "inputs": [[entry.field, entry.identity] for entry in inputs],
     }
@@ -187,14 +181,6 @@ def _shown(source: AnySource) -> str:
     return str(source.model_dump()[str(source_key(source))])
 
 
-def _without(settings: dict[str, Any], inputs: set[str]) -> dict[str, Any]:
-    """Leave out of the fingerprint what is identified otherwise or cannot change the output."""
-    kept = {key: value for key, value in settings.items() if key not in inputs | NOT_THE_OUTPUT}
-    if isinstance(kept.get("trainer"), dict):
-        kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in COSMETIC}
-    return kept
-
-
 def _decide(record: StepRecord, shown: list[str], above: list[Step], run_dir: Path, *, forced: bool) -> Step:
     """Apply the rule: equal manifest → skip; equal step.json and a complete checkpoint → resume; else run."""
     folder = run_dir / record.name
@@ -221,54 +207,3 @@ def _decide(record: StepRecord, shown: list[str], above: list[Step], run_dir: Pa
 
 def _because(changes: list[str], again: list[str]) -> str:
     return "; ".join(changes) if changes else f"{' and '.join(again) or 'an input'} changed"
-
-
-def changed_keys(old: StepRecord, new: StepRecord) -> Iterator[str]:
-    """Yield what differs between two records of a step, one for each key: `trainer.learning_rate 2e-5 → 1e-5`."""
-    if old.kind != new.kind:
-        yield f"kind {old.kind} → {new.kind}"
-        return
-    if old.stage_version != new.stage_version:
-        yield f"llmpipe's {new.kind} stage is newer (version {old.stage_version} → {new.stage_version})"
-    if old.seed != new.seed:
-        yield f"seed {old.seed} → {new.seed}"
-    inputs = {entry.field for entry in (*old.inputs, *new.inputs)}
-    before, after = _flat(_without(old.settings, inputs)), _flat(_without(new.settings, inputs))
-    for key in dict.fromkeys([*before, *after]):
-        if before.get(key) != after.get(key):
-            yield f"{key} {_brief(before.get(key))} → {_brief(after.get(key))}"
-    for name in dict.fromkeys(entry.field for entry in (*new.inputs, *old.inputs)):
-        had = [entry for entry in old.inputs if entry.field == name]
-        has = [entry for entry in new.inputs if entry.field == name]
-        if [e.identity for e in had] != [e.identity for e in has]:
-            yield from _input_change(name, had, has, new.settings.get(name))
-
-
-def _input_change(name: str, had: Sequence[Input], has: Sequence[Input], value: Any) -> Iterator[str]:
-    """Say how an input differs: other sources, sources that are read in another way, or other content."""
-    old = [entry.source[key] for entry in had for key in SOURCE_KEYS if key in entry.source]
-    new = [entry.source[key] for entry in has for key in SOURCE_KEYS if key in entry.source]
-    if old != new:
-        yield f"{name} {' + '.join(old) or 'none'} → {' + '.join(new) or _brief(value)}"
-        return
-    for before, after in zip(had, has, strict=True):
-        for key in dict.fromkeys([*before.source, *after.source]):
-            if before.source.get(key) != after.source.get(key):
-                yield f"{name}.{key} {_brief(before.source.get(key))} → {_brief(after.source.get(key))}"
-    files = {file: digest for entry in had for file, digest in entry.files.items()}
-    moved = [Path(f).name for entry in has for f, digest in entry.files.items() if files.get(f) != digest]
-    if moved or files.keys() != {file for entry in has for file in entry.files}:
-        yield f"{', '.join(moved) or ' + '.join(Path(path).name for path in new)} changed"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: value}
-
-
-def _brief(value: Any) -> str:
-    """Write a value as it stands in a recipe: 2e-5, true."""
-    if value is None:
-        return "unset"
-    return re.sub(r"(e[-+])0(?=\d)", r"\1", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -99,7 +99,7 @@ def changes(name: str, manifest: Manifest, others: Iterable[Manifest] = ()) -> l
     rows: list[tuple[str, ...]] = []
     for number, (key, *values) in enumerate(found):
         before, after = (console.number(value, key=key) for value in values)
-        rows.append(("" if number else name, _label(key), before, after, "" if number else note))
+        rows.append(("" if number else name, label(key), before, after, "" if number else note))
     if manifest.kind == "tokenizer":
         rows.append((name, "bytes per token (a byte is 1)", "1", console.number(metrics["bytes_per_token"]), ""))
     return rows
@@ -126,28 +126,41 @@ def measured(scores: Manifest, model: Manifest) -> bool:
     return is_newer and any(entry.source.get("stage") == model.name for entry in scores.inputs)
 
 
-def _label(key: str) -> str:
+def label(key: str) -> str:
+    """Say a metric in words."""
     return LABELS.get(key, key.replace("_", " "))
+
+
+def score_rows(models: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Lay out what an eval stage measured: a row for each measure, a column for each model."""
+    keys = [key for entry in models.values() for key in entry if key != "samples" and key not in HIDDEN]
+    return [
+        (label(key), *(console.number(entry.get(key, ""), key=key) for entry in models.values()))
+        for key in dict.fromkeys(keys)
+    ]
+
+
+def answers(scores: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the prompts of an eval stage, each with what every model answered."""
+    models = {name: entry["samples"] for name, entry in scores["models"].items() if "samples" in entry}
+    return [
+        (prompt, [(name, " ".join(told[index].split())) for name, told in models.items()])
+        for index, prompt in enumerate(scores.get("prompts", ()))
+    ]
 
 
 def show_scores(folder: Path, name: str) -> None:
     """Show the models of an eval stage side by side, then what each answered."""
     scores = read_json(folder / "scores.json") or {"models": {}}
     models: dict[str, dict[str, Any]] = scores["models"]
-    keys = [key for entry in models.values() for key in entry if key != "samples" and key not in HIDDEN]
-    rows = [
-        (_label(key), *(console.number(entry.get(key, ""), key=key) for entry in models.values()))
-        for key in dict.fromkeys(keys)
-    ]
+    rows = score_rows(models)
     if rows:
         console.say("")
         console.show(console.table(rows, header=(name, *models), right=range(1, len(models) + 1)))
-    for index, prompt in enumerate(scores.get("prompts", ())):
+    for prompt, told in answers(scores):
         console.say(f"\n  {prompt}", style="bold")
-        told = {model: entry["samples"][index] for model, entry in models.items() if "samples" in entry}
-        answers = [(model, " ".join(text.split())) for model, text in told.items()]
-        if answers:
-            console.show(console.table(answers))
+        if told:
+            console.show(console.table(told))
 
 
 def show_samples(folder: Path, name: str) -> None:
@@ -206,6 +219,8 @@ def next_commands(run_dir: Path, manifests: dict[str, Manifest]) -> list[tuple[s
     shown = str(run_dir)
     commands = [("look", f"llmpipe status {shown}"), ("again", f"llmpipe run {shown}/recipe.yaml")]
     models = [name for name, manifest in manifests.items() if manifest.kind in MAKE_MODELS]
+    if (run_dir / "report.html").is_file():
+        commands.insert(0, ("report", f"{shown}/report.html"))
     if models:
         folder = "adapter" if (run_dir / models[-1] / "adapter").is_dir() else "model"
         commands.insert(0, ("model", f"{shown}/{models[-1]}/{folder}"))

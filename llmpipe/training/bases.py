@@ -16,16 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.gguf import read_gguf_metadata
 
-from llmpipe.artifact import sha256_of, sync_folder, write_json
+from llmpipe.artifact import base_folder, sha256_of, sync_folder, write_json
 from llmpipe.checkpoints import MARKER, is_complete, mark_complete
 from llmpipe.context import Context
 from llmpipe.errors import Problem, StageError
 from llmpipe.settings import GgufSource
 from llmpipe.training.packing import wait_for
-
-FOLDER = ".bases"
-DIGITS = 12
-"""Of a sha256: enough to tell two files apart."""
 
 LIKE_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais")
 DIGIT_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -46,7 +42,7 @@ def unpacked(source: GgufSource, ctx: Context) -> Path:
     file = Path(source.gguf)
     digest = next((entry.files[source.gguf] for entry in ctx.step.inputs if source.gguf in entry.files), None)
     digest = digest or sha256_of(_there(file))
-    folder = ctx.run_dir / FOLDER / f"{file.stem}-{digest[:DIGITS]}"
+    folder = base_folder(ctx.run_dir, source.gguf, digest)
     if ctx.rank == 0 and not is_complete(folder):
         ctx.progress(doing=f"unpacking {file.name}")
         _unpack(_there(file), folder, digest=digest, ctx=ctx)

@@ -13,7 +13,10 @@ from .conftest import RECIPE, actions, environment, metrics
 TRAINED = {"precision.json", "checkpoints", "log.txt", "manifest.json", "metrics.jsonl", "model", "step.json"}
 PRETRAINED = TRAINED | {"held_out.jsonl", "held_out.tokens", "tokens.json", "train.tokens"}
 LAYOUT = {
-    "": {".lock", ".lock.json", ".worker.lock", ".worker.lock.json", "recipe.yaml", "tok", "base", "chat", "scores"},
+    "": {
+        *(".lock", ".lock.json", ".worker.lock", ".worker.lock.json", "recipe.yaml", "report.html", "report"),
+        *("tok", "base", "chat", "scores"),
+    },
     "tok": {"log.txt", "manifest.json", "step.json", "tokenizer"},
     "base": PRETRAINED,
     "chat": TRAINED,

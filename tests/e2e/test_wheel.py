@@ -40,6 +40,10 @@ def test_the_recipes_are_inside(unpacked):
     assert "quickstart.yaml" in inside
 
 
+def test_the_page_of_the_report_is_inside(unpacked):
+    assert {"page.css", "page.html.jinja"} <= {path.name for path in (unpacked / "llmpipe/report").iterdir()}
+
+
 def test_only_the_package_is_inside(unpacked):
     assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"llmpipe"}
 

@@ -11,9 +11,10 @@ from jsonschema import Draft202012Validator
 from llmpipe import cards, packages, recipe_edit, vocabulary, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.artifact import write_json
+from llmpipe.changes import changed_keys
 from llmpipe.cli import app
 from llmpipe.errors import RecipeError, UsageError
-from llmpipe.plan import Step, changed_keys, make_plan
+from llmpipe.plan import Step, make_plan
 from llmpipe.settings import GgufSource, HubSource, StageSource
 from llmpipe.stages.evaluate import labels
 from tests.unit.test_export import made

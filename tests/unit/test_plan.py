@@ -13,7 +13,8 @@ import pytest
 from llmpipe import passthrough, stages
 from llmpipe import recipe as recipes
 from llmpipe.artifact import Input, StepRecord
-from llmpipe.plan import Selection, Step, changed_keys, make_plan
+from llmpipe.changes import changed_keys
+from llmpipe.plan import Selection, Step, make_plan
 from llmpipe.settings import COSMETIC, Passthrough
 
 RECIPE = """\
