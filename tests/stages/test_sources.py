@@ -107,7 +107,7 @@ def test_a_capped_run_sees_every_source(tmp_path, make_model, tokenizer, ctx) ->
     """The corpus is one source after the other, and is read in random order: its first rows are of both."""
     from transformers import TrainingArguments
 
-    from llmpipe.training.flow import PretrainTrainer
+    from llmpipe.training.objectives import PretrainTrainer
     from llmpipe.training.packing import PackedTokens, encode, identity, write_tokens
 
     mix = [*source(rows=150), *source(rows=50, style="pirate", weight=3.0)]
