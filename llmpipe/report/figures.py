@@ -15,6 +15,9 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 44, 24
 MOST_POINTS = 120
 """Of a curve: more than there are pixels for in half the width of a telephone."""
 
+LARGEST = 1.4
+"""Times its own size: where a page is wide, a picture of few parts does not fill it."""
+
 STYLE = """\
 .figure { --ink: #1f1f1e; --quiet: #62615b; --line: #dedcd5; --ground: #ffffff; --first: #2a78d6; --second: #c4501b;
   background: var(--ground); font: 11px system-ui, sans-serif }
@@ -164,6 +167,7 @@ def svg(parts: Sequence[str], width: float, height: float, *, said: str) -> str:
     inside = "\n".join(parts)
     return (
         f'<svg class="figure" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'style="max-width: {LARGEST * width:.0f}px" '
         f'role="img" aria-label="{escape(said)}">\n{inside}\n</svg>\n'
     )
 

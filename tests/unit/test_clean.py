@@ -27,6 +27,7 @@ def run_dir(tmp_path: Path) -> Path:
         path = made / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"12345")
+    (made / "chat" / "manifest.json").write_text("{", encoding="utf-8")  # cut off: the stage is not done
     return made
 
 
