@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llmpipe import recipe as recipes
 from llmpipe.data import storyworld
-from llmpipe.data.sources import read_conversations
+from llmpipe.data.sources import STORIES, read_conversations
 from llmpipe.settings import BuiltinSource
 from llmpipe.stages import sft
 from llmpipe.stages import tokenizer as tokenizer_stage
@@ -20,8 +20,8 @@ STAGES = recipes.load(Path(__file__).parents[2] / "recipes" / "quickstart.yaml")
 
 @pytest.fixture(scope="module")
 def made() -> PreTrainedTokenizerFast:
-    """The quickstart's tokenizer."""
-    learned = tokenizer_stage.learn(STAGES["tok"], storyworld.corpus(stories=STAGES["tok"].data[0].rows, seed=42))
+    """The quickstart's tokenizer, of the text as it is before faults are planted and found."""
+    learned = tokenizer_stage.learn(STAGES["tok"], storyworld.corpus(stories=STORIES, seed=42))
     return PreTrainedTokenizerFast(
         tokenizer_object=learned,
         bos_token="<|bos|>",
