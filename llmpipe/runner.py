@@ -48,9 +48,12 @@ class _Stop:
     in_process: bool
     asked: list[worker.Stop] = field(default_factory=list)
     at_work: launch.Worker | None = None
+    starting: bool = False
 
     def __call__(self, how: worker.Stop) -> None:
         self.asked.append(how)
+        if self.starting:
+            return
         if len(self.asked) == 1 and (self.at_work or self.in_process):
             if self.at_work:
                 self.at_work.ask_to_stop(how)
@@ -161,7 +164,7 @@ def _run_step(step: Step, run_dir: Path, options: Options, stop: _Stop) -> None:
         if options.in_process:
             code = _in_process(run_dir, step.name, on_event, stop)
         else:
-            code = _in_worker(launch.start(run_dir, step.name, processes=options.processes), on_event, stop)
+            code = _in_worker(_started(run_dir, step.name, options, stop), on_event, stop)
     if outcome.failure is not None:
         raise _with_place(outcome.failure, step.name)
     if outcome.metrics is None:
@@ -194,6 +197,19 @@ def _in_process(run_dir: Path, name: str, on_event: Callable[[Event], None], sto
     """Run a step here, for debuggers and profilers; Ctrl-C then stops as in a worker, after the step."""
     launch.set_environment()
     return worker.run_reporting(run_dir, name, emit=on_event, stop=lambda: stop.asked[-1] if stop.asked else None)
+
+
+def _started(run_dir: Path, name: str, options: Options, stop: _Stop) -> launch.Worker:
+    """Start a worker; a signal meanwhile waits, for one that got half of its message would print a traceback."""
+    stop.starting = options.processes == 1  # torchrun takes its time, and prints into the log
+    try:
+        process = launch.start(run_dir, name, processes=options.processes)
+    finally:
+        stop.starting = False
+    if stop.asked:
+        process.kill()
+        raise stop.error("stopped at once")
+    return process
 
 
 def _in_worker(process: launch.Worker, on_event: Callable[[Event], None], stop: _Stop) -> int:

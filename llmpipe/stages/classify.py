@@ -184,9 +184,8 @@ def described(model: SizedModel | BuiltModel, *, vocab_size: int) -> tuple[str, 
     if isinstance(model, BuiltModel):
         return model.arch, model.config
     shape = shapes.dial(model.size, vocab_size=vocab_size, objective="masked")
-    return shapes.FAMILIES["masked"], shape | {
-        "classifier_pooling": "mean"
-    }  # nobody has taught its first token to sum up
+    # the mean of all tokens: nobody has taught the first one to sum up
+    return shapes.FAMILIES["masked"], shape | {"classifier_pooling": "mean"}
 
 
 def encode(

@@ -21,7 +21,7 @@ def test_a_second_run_is_refused_at_once(llmpipe, finished):
         wait_until(lambda: (run_dir / "base/metrics.jsonl").exists())
         begun = time.monotonic()
         refused = llmpipe("run", "runs/tiny", code=6)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5  # and not after the run, which takes minutes
         assert refused.stderr == (
             f"runs/tiny is in use by another llmpipe (process {process.pid} on {socket.gethostname()})\n\n"
             "hint: wait for it, or give this run a folder: --run DIR\n"

@@ -17,7 +17,7 @@ LAYOUT = {
         *(".lock", ".lock.json", ".worker.lock", ".worker.lock.json", "recipe.yaml", "report.html", "report"),
         *("tok", "base", "chat", "scores"),
     },
-    "tok": {"log.txt", "manifest.json", "step.json", "tokenizer"},
+    "tok": {"log.txt", "manifest.json", "pieces.svg", "report.json", "step.json", "tokenizer"},
     "base": PRETRAINED,
     "chat": TRAINED,
     "scores": {"log.txt", "manifest.json", "scores.json", "step.json"},

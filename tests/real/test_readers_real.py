@@ -74,10 +74,12 @@ def test_web_pages_with_bad_rows_among_them(tmp_path: Path) -> None:
 
 
 def test_our_own_source_tree() -> None:
-    """Every module of this package is python under the Apache licence, and none of it was made by a machine."""
+    """Every module of this package is code under the Apache licence, and none of it was made by a machine."""
     package = Path(__file__).parents[2] / "llmpipe"
     rows = list(read_rows(expand(str(package), base=Path(), format="code")))
-    named = sorted(path.name for path in package.rglob("*.py") if path.stat().st_size)
+    named = sorted(
+        path.name for kind in ("*.py", "*.css", "*.toml") for path in package.rglob(kind) if path.stat().st_size
+    )
     assert sorted(Path(row.where.rpartition(":")[0]).name for row in rows) == named
-    assert {row.value["language"] for row in rows} == {"python"}
+    assert {row.value["language"] for row in rows} == {"python", "css", "toml"}
     assert {row.value["licence"] for row in rows} == {"Apache-2.0"}
