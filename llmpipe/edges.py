@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -149,7 +149,7 @@ def _fill(
         return None  # a stage that cannot be read yet may be the one
     if len(fitting) == 1:
         return StageSource(stage=fitting[0], weight=1.0)
-    wanted = " or ".join(accepts.artifacts)
+    wanted = _listed(accepts.artifacts, "or")
     if fitting:
         how_many = "both" if len(fitting) == 2 else "all"
         message = f"name the {field}: {_listed(fitting)} {how_many} fit, such as `{field}: {fitting[-1]}`"
@@ -160,7 +160,7 @@ def _fill(
 
 
 def _edge_problem(name: str, target: str, accepts: Accepts, made: dict[str, Any], tree: Tree) -> str | None:
-    wanted = " or ".join(accepts.artifacts)
+    wanted = _listed(accepts.artifacts, "or")
     fitting = [other for other, artifact in made.items() if artifact in accepts.artifacts and other != name]
     if target == name:
         return "a stage cannot be its own input"
@@ -169,7 +169,7 @@ def _edge_problem(name: str, target: str, accepts: Accepts, made: dict[str, Any]
         return f"no stage is called '{target}'{did_you_mean(target, fitting or list(made)) or known}"
     if made[target] is not None and made[target] not in accepts.artifacts:
         better = [f"'{other}' (line {tree.keys['stages', other].line})" for other in fitting]
-        is_one = f"; {' and '.join(better)} {'is one' if len(better) == 1 else 'are such'}" if better else ""
+        is_one = f"; {_listed(better)} {'is one' if len(better) == 1 else 'are such'}" if better else ""
         return f"stage '{target}' makes a {made[target]}, a {wanted} is needed{is_one}"
     return None
 
@@ -202,5 +202,5 @@ def _cycle(waiting: dict[str, StageSettings]) -> list[str]:
     return seen[seen.index(name) :]
 
 
-def _listed(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+def _listed(names: Sequence[str], word: str = "and") -> str:
+    return f" {word} ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

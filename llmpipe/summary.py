@@ -36,7 +36,7 @@ LABELS = {
     "bytes_per_token": "bytes per token",
 }
 HIDDEN = {"tokens", "hidden_tokens"}
-MAKE_MODELS = ("pretrain", "sft", "lora", "dpo", "kto", "rlhf-ppo")
+MAKE_MODELS = ("pretrain", "sft", "lora", "dpo", "kto", "rlhf-ppo", "rloo", "grpo")
 SAMPLES = 3
 FINDINGS = 3
 SAMPLE_CHARACTERS = 240
@@ -218,7 +218,7 @@ def next_commands(run_dir: Path, manifests: dict[str, Manifest]) -> list[tuple[s
     """Name the commands that make sense now."""
     shown = str(run_dir)
     commands = [("look", f"llmpipe status {shown}"), ("again", f"llmpipe run {shown}/recipe.yaml")]
-    models = [name for name, manifest in manifests.items() if manifest.kind in MAKE_MODELS]
+    models = [name for name, manifest in manifests.items() if manifest.kind in (*MAKE_MODELS, "classify")]
     if (run_dir / "report.html").is_file():
         commands.insert(0, ("report", f"{shown}/report.html"))
     if models:

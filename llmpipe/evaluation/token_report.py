@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.data import Row
+from llmpipe.training.packing import whole
 
 GROUP_CHARACTERS = 200_000
 """Of each file, or language: enough to tell bytes per token to three figures."""
@@ -81,9 +82,7 @@ def _measured(tokenizer: Tokenizer, texts: Mapping[str, list[str]], used: Counte
     """Count bytes and tokens by group; the tokens go to `used`."""
     groups: dict[str, dict[str, Any]] = {}
     unknown, unknowns = tokenizer.unk_token_id, 0
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # BERT's own file has it cut and pad all texts to 128 tokens
-    backend.no_padding()
+    backend = whole(tokenizer)
     for name, parts in sorted(texts.items()):
         size = sum(len(part.encode("utf-8")) for part in parts)
         ids = Counter(

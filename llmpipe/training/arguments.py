@@ -30,6 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "prediction_loss_only": True,
     "dataloader_pin_memory": torch.cuda.is_available(),
 }
+EVAL_TOKENS = 16384  # per pass over held-out rows, unless micro_batch_tokens says what there is room for
 EVALUATIONS = 10  # over a run, unless trainer.eval_steps says otherwise
 
 
@@ -51,8 +52,10 @@ def build(
     model's, from which the precision is chosen.
     """
     merged = {**DEFAULTS, **stage_defaults, **options} | ({} if measured else {"eval_strategy": "no"})
+    eval_tokens = EVAL_TOKENS
     if isinstance(settings, SupervisedSettings) and settings.batch_tokens:
         merged |= batch_geometry(settings, row_tokens=row_tokens, ctx=ctx)
+        eval_tokens = min(eval_tokens, settings.micro_batch_tokens)
     tokens = int(merged.get("per_device_train_batch_size", 8)) * row_tokens
     precision = _chosen_once(settings, ctx, tokens=tokens, width=width)
     if settings.precision == "auto" and precision != "fp32":
@@ -62,7 +65,7 @@ def build(
     merged.setdefault("eval_steps", every)
     merged.setdefault("save_steps", merged["eval_steps"])
     merged.setdefault("save_strategy", "steps")
-    merged.setdefault("per_device_eval_batch_size", max(1, 16384 // row_tokens))
+    merged.setdefault("per_device_eval_batch_size", max(1, eval_tokens // row_tokens))
     try:
         return cls(
             **merged,

@@ -81,7 +81,7 @@ class DocumentRows(Dataset[Batch]):
         dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
         self.lengths = np.fromfile(path.with_suffix(".lengths"), dtype=np.uint32).astype(np.int64)
         ends = np.cumsum(self.lengths)
-        if max_tokens is not None:  # of a piece that is longer than all of it, the rest of the run has use
+        if max_tokens is not None:  # at least one piece, even if that alone is longer
             self.lengths = self.lengths[: max(1, int(np.searchsorted(ends, max_tokens, side="right")))]
         self.starts = ends[: len(self.lengths)] - self.lengths
         self.tokens = _mapped(path, dtype)

@@ -23,6 +23,7 @@ from llmpipe.data.hub import revision_of
 from llmpipe.errors import Problem, StageError
 from llmpipe.settings import AnySource, Artifact, HubSource
 from llmpipe.training import quantized
+from llmpipe.training.denoising import uses_sentinels
 
 PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|padding|>")
 """Tokens that model families reserve for padding without always declaring them."""
@@ -57,8 +58,8 @@ def build(
     names = SPECIAL[:3] if kind == "causal-lm" else SPECIAL
     special: dict[str, Any] = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in names}
     if kind == "seq2seq-lm":  # T5 begins an answer with pad; the others, BART first, with the end token
-        begins_with_pad = "t5" in arch or arch == "switch_transformers"
-        special["decoder_start_token_id"] = tokenizer.pad_token_id if begins_with_pad else tokenizer.eos_token_id
+        is_t5 = uses_sentinels(arch)
+        special["decoder_start_token_id"] = tokenizer.pad_token_id if is_t5 else tokenizer.eos_token_id
         special["forced_eos_token_id"] = None  # BART's would be the id that its own vocabulary has for the end
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": context, "use_cache": False}
     try:

@@ -137,7 +137,12 @@ def refuse_leaks(model: PreTrainedModel, tokenizer: Tokenizer, objective: str) -
     name = type(model).__name__
     if objective != "denoising" and not accepts_positions(model):
         raise StageError(f"{name} takes no position ids, so packed rows would leak", hint="packing: false")
-    if not keeps_apart(model, tokenizer, objective):
+    try:
+        apart = keeps_apart(model, tokenizer, objective)
+    except Exception as error:  # what does not take such masks fails in as many ways as there are architectures
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise StageError(f"{name} takes no masks for packed rows ({said})", hint="packing: false") from error
+    if not apart:
         why = "its positions do not begin anew in each" if objective == "denoising" else "they see each other"
         raise StageError(f"packed documents have other logits in {name} than alone: {why}", hint="packing: false")
 
@@ -158,8 +163,6 @@ def keeps_apart(model: PreTrainedModel, tokenizer: Tokenizer, objective: str, *,
     model.eval()
     try:
         packed, alone = (probe(model, tokenizer, objective, documents) for documents in ([first, second], [second]))
-    except Exception:  # what does not take such masks fails in as many ways as there are architectures
-        return False
     finally:
         model.train(was_training)
     beside = packed[:, -alone.shape[1] :]

@@ -6,22 +6,21 @@ perplexity is that of the target given the source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from trl import SFTConfig
 
 from llmpipe.artifact import Gate
 from llmpipe.context import Context, Result
 from llmpipe.data.formats import Conversation
 from llmpipe.data.sources import read_conversations
 from llmpipe.data.split import split_by_prompt
-from llmpipe.errors import DataError
+from llmpipe.errors import DataError, StageError
 from llmpipe.training import arguments, denoising, flow, models, objectives
 from llmpipe.training.chat import render
 from llmpipe.training.documents import framing
@@ -94,6 +93,7 @@ def run(settings: Settings, ctx: Context) -> Result:
     from llmpipe.stages.sft import DEFAULTS, set_template
 
     assert settings.model is not None
+    refuse_options(settings.trainer)
     model, tokenizer = models.load(settings.model, ctx, kinds=("seq2seq-lm",))
     models.mend_pad(model, tokenizer, ctx)
     set_template(settings, tokenizer, ctx)
@@ -104,7 +104,7 @@ def run(settings: Settings, ctx: Context) -> Result:
         objectives.refuse_leaks(model, tokenizer, "denoising")
     train, held_out, facts = read_data(settings, model, tokenizer, ctx, context=context)
     args = arguments.build(
-        SFTConfig,
+        TrainingArguments,
         ctx,
         settings,
         options=settings.trainer,
@@ -135,6 +135,18 @@ def run(settings: Settings, ctx: Context) -> Result:
     if ctx.rank == 0:
         models.save(trainer.model, tokenizer, ctx.output("seq2seq-lm"))
     return Result(outputs=["model"], metrics=metrics, gates=gates)
+
+
+def refuse_options(options: Mapping[str, object]) -> None:
+    """Refuse options of TRL's own, which nothing here would read.
+
+    Raises:
+        StageError: there is one.
+    """
+    own = options.keys() - {field.name for field in fields(TrainingArguments)}
+    if own:
+        message = f"trainer.{min(own)} is an option of TRL's, which does not train encoder-decoders"
+        raise StageError(message, hint="leave it out")
 
 
 def read_data(

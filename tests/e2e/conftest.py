@@ -66,7 +66,7 @@ class Shell:
 
     def __call__(self, *arguments: str | Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run the command to its end, and check its exit code."""
-        options = {"env": environment(), "cwd": self.folder, "timeout": 300, **options}
+        options = {"env": environment(), "cwd": self.folder, "timeout": 120, **options}
         done = subprocess.run([LLMPIPE, *map(str, arguments)], capture_output=True, text=True, **options)
         assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
         return done

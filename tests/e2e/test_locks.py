@@ -7,11 +7,14 @@ import signal
 import socket
 import time
 
+import pytest
+
 from .conftest import RECIPE, wait_until
 
 LONGER = RECIPE.replace("max_steps: 6", "max_steps: 100000")
 
 
+@pytest.mark.alone
 def test_a_second_run_is_refused_at_once(llmpipe, finished):
     llmpipe.write("tiny.yaml", LONGER)
     run_dir = llmpipe.folder / "runs/tiny"
@@ -21,7 +24,7 @@ def test_a_second_run_is_refused_at_once(llmpipe, finished):
         wait_until(lambda: (run_dir / "base/metrics.jsonl").exists())
         begun = time.monotonic()
         refused = llmpipe("run", "runs/tiny", code=6)
-        assert time.monotonic() - begun < 5  # and not after the run, which takes minutes
+        assert time.monotonic() - begun < 2
         assert refused.stderr == (
             f"runs/tiny is in use by another llmpipe (process {process.pid} on {socket.gethostname()})\n\n"
             "hint: wait for it, or give this run a folder: --run DIR\n"

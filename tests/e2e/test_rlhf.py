@@ -40,7 +40,9 @@ def test_rlhf_plans_a_reward_model_and_a_policy_that_begin_from_one_model(llmpip
     assert (run_dir / "recipe.yaml").read_bytes() == before, "a dry run writes nothing"
     prompts = llmpipe.write("prompts.jsonl", '{"prompt": "Say lamp"}\n')
     found = llmpipe("rlhf", *MODEL, "--data", "prefs.jsonl", "--prompts", "prompts.jsonl", "--dry-run").stderr
-    assert f"chat, reward, {prompts} → ppo" in " ".join(found.split())
+    plan, _, data = " ".join(found.split()).partition(" data file read as columns ")
+    assert plan.endswith(f"chat, reward, {prompts} → ppo")
+    assert data == "reward prefs.jsonl prompt-pairs prompt, chosen, rejected ppo prompts.jsonl prompt prompt"
 
 
 def test_rlhf_runs_those_stages_of_a_recipe_and_nothing_above(llmpipe, run_dir, prefs):

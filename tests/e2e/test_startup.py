@@ -6,6 +6,7 @@ import time
 import pytest
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "tiny.yaml"], ["status", "runs/tiny"]])
 def test_looking_takes_no_time(llmpipe, run_dir, arguments):
     took = []
@@ -13,7 +14,7 @@ def test_looking_takes_no_time(llmpipe, run_dir, arguments):
         begun = time.monotonic()
         llmpipe(*arguments)
         took.append(time.monotonic() - begun)
-    assert min(took) < 3  # others test beside it; with torch it would be more than that on any machine
+    assert min(took) < 1.5
 
 
 def test_only_the_first_stage_waits_for_imports(finished):

@@ -358,3 +358,17 @@ def test_a_row_of_one_document_asks_for_all_but_its_first_token(tokenizer, tmp_p
 def test_padding_is_counted() -> None:
     assert padding_shares([4, 4, 8], rows=2, block=8) == {"padding_share": 0.0, "padding_share_unpacked": 1 - 16 / 24}
     assert padding_shares([4, 4, 8], rows=None, block=8) == {"padding_share": 1 - 16 / 24}
+
+
+def test_a_model_that_takes_no_such_mask_is_refused_with_its_reason(mended, monkeypatch) -> None:
+    """A failure of the probe is no leak, and is not called one."""
+
+    def probe(*_: Any) -> None:
+        raise TypeError("forward() got an unexpected mask\nand more")
+
+    tokenizer = mended("masked", "bert")
+    monkeypatch.setattr(objectives, "probe", probe)
+    with pytest.raises(StageError) as error:
+        objectives.refuse_leaks(make("masked", tokenizer), tokenizer, "masked")
+    told = "takes no masks for packed rows (TypeError: forward() got an unexpected mask)"
+    assert str(error.value).endswith(told) and error.value.hint == "packing: false"

@@ -135,3 +135,11 @@ def test_models_of_all_kinds_leave_their_run(tmp_path) -> None:
         assert f"{loads.__name__}.from_pretrained" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
         with pytest.raises(StageError, match=f"--gguf writes Llama-type models, and this one is of the type {name}"):
             export(run, name, tmp_path / "g", force=False, gguf="F16")
+
+
+def test_options_that_trl_alone_would_read_are_refused(folder, ctx) -> None:
+    settings = {"model": {"path": str(folder)}, "data": {"builtin": "storyworld", "rows": 9}}
+    with pytest.raises(StageError) as error:
+        run_stage("sft", settings | {"trainer": {"max_steps": 1, "loss_type": "dft"}}, ctx)
+    assert str(error.value) == "trainer.loss_type is an option of TRL's, which does not train encoder-decoders"
+    assert error.value.hint == "leave it out"

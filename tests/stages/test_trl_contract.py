@@ -6,7 +6,14 @@ import inspect
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    LlamaConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from llmpipe.errors import DivergedError
@@ -62,6 +69,16 @@ def test_batch_tokens_are_the_same_on_any_number_of_processes(processes, micro, 
     assert ctx.events[-1]["text"] == (f"a step of 2,048 tokens: 8 rows of 64 x {passes} passes x {processes} processes")
 
 
+def test_measuring_takes_no_more_room_than_training(ctx) -> None:
+    """`micro_batch_tokens` is what a user lowers to save memory; a large vocabulary makes held-out logits gigabytes."""
+    settings = SupervisedSettings(kind="sft", batch_tokens=2048, micro_batch_tokens=512)
+    keys = {**KEYS, "row_tokens": 64}
+    built = arguments.build(TrainingArguments, ctx, settings, options={}, measured=True, **keys)
+    assert built.per_device_eval_batch_size == built.per_device_train_batch_size == 8
+    built = arguments.build(TrainingArguments, ctx, SETTINGS, options={}, measured=True, **keys)
+    assert built.per_device_eval_batch_size == arguments.EVAL_TOKENS // 64
+
+
 def trainer_of(ctx, model, **options) -> objectives.PretrainTrainer:
     write_tokens(([1, *range(10, 24), 2] for _ in range(16)), ctx.dir / "t", vocab_size=300)
     data = PackedTokens(ctx.dir / "t", block=16, vocab_size=300, bos=1, eos=2, documents=16)
@@ -113,3 +130,9 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(ctx, make_model) -> Non
     assert str(error.value).startswith("the gradient became ")
     assert str(error.value).endswith(" in step 3; the weights were not changed by it")
     assert len(kept) == 2 and torch.equal(model.model.norm.weight, kept[-1])
+
+
+def test_transformers_tells_by_a_configuration_whether_there_is_a_masked_model() -> None:
+    """`models.kind_of` asks its private mapping about models that were saved without a head."""
+    assert BertConfig in AutoModelForMaskedLM._model_mapping
+    assert LlamaConfig not in AutoModelForMaskedLM._model_mapping

@@ -112,7 +112,7 @@ REFUSED: dict[tuple[str, ...], tuple[str, str | None]] = {
         "llmpipe options tokenizer",
     ),
     ("sft", "--run", "new", "--data", "a.txt"): (
-        "llmpipe sft: stages.sft: needs `model:` (causal-lm or adapter or seq2seq-lm), and no earlier stage makes one",
+        "llmpipe sft: stages.sft: needs `model:` (causal-lm, adapter or seq2seq-lm), and no earlier stage makes one",
         None,
     ),
     ("sft", "--run", "new", "--model", "hub:a/b", "--data", "a.txt", "--set", "trainer.lerning_rate=1"): (

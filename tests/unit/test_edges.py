@@ -61,7 +61,7 @@ def test_several_fit(extra: int, listed: str) -> None:
         ("model: quux", "5:28: stages.chat.model: no stage is called 'quux'; stages here: tok, base"),
         (
             "model: tok",
-            "5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm or adapter or seq2seq-lm is needed; "
+            "5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm, adapter or seq2seq-lm is needed; "
             "'base' (line 4) is one",
         ),
     ],

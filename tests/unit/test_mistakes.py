@@ -70,7 +70,7 @@ MISTAKES = {
     "edge to the wrong thing": (
         TOK + BASE + "  chat: {kind: sft, model: tok, data: {builtin: storyworld}}\n",
         [
-            "5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm or adapter or seq2seq-lm is needed; "
+            "5:28: stages.chat.model: stage 'tok' makes a tokenizer, a causal-lm, adapter or seq2seq-lm is needed; "
             "'base' (line 4) is one"
         ],
     ),
@@ -122,7 +122,7 @@ MISTAKES = {
     ),
     "nothing to classify with": (
         "  mod: {kind: classify, data: {path: r.yaml}}\n",
-        ["stages.mod: needs `model:` (masked-lm or causal-lm or adapter), and no earlier stage makes one"],
+        ["stages.mod: needs `model:` (masked-lm, causal-lm or adapter), and no earlier stage makes one"],
     ),
     "misspelt configuration": (
         TOK + BASE.replace("{size: 1M}", "{arch: gpt2, config: {n_layr: 2}}"),

@@ -109,7 +109,7 @@ stages:
         "r.yaml:22:14: stages.chat.packing: must be true or false, not 'maybe'",
         "r.yaml:23:14: stages.chat.trainer: must be a mapping, not a list",
         "r.yaml:26:20: stages.scores.models.1: stage 'tok' makes a tokenizer, "
-        "a causal-lm or masked-lm or seq2seq-lm or adapter is needed; 'chat' (line 18) is one",
+        "a causal-lm, masked-lm, seq2seq-lm or adapter is needed; 'chat' (line 18) is one",
         "r.yaml:27:14: stages.scores.suites.0: must be 'perplexity', 'samples' or 'storyworld', not 'perplexty'",
     ]
     assert failure.hint == "llmpipe options pretrain share"

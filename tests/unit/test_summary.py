@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmpipe import summary
+from llmpipe import stages, summary
 from llmpipe.artifact import Manifest
 
 EARLY, LATE = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
@@ -67,3 +67,8 @@ def test_a_fall_counts_like_a_rise() -> None:
     fallen = SCORES.model_copy(update={"metrics": MEASURED | {"pirate.follows_share": 0.01}})
     (first, *_) = summary.changes("pirate", PIRATE, [fallen])
     assert first[1:4] == ("does what it is asked, unseen pairs", "99%", "1%")
+
+
+def test_every_stage_that_makes_a_language_model_is_known() -> None:
+    others = {"curate", "tokenizer", "classify", "reward", "eval"}
+    assert set(summary.MAKE_MODELS) == stages.STAGES.keys() - others
