@@ -31,7 +31,7 @@ stages:
     context: 256
     too_long: truncate
     batch_tokens: 2k
-    micro_batch_tokens: 1k
+    micro_batch_tokens: 512
     held_out: {{share: 0.05, max_tokens: 4k}}
     lora: {{r: 8, lora_alpha: 16}}
     trainer: {{max_steps: 10, eval_steps: 10, logging_steps: 1, warmup_steps: 2}}

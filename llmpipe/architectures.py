@@ -29,13 +29,24 @@ COMMON = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
 
 
 @cache
-def _names(file: str, variable: str) -> dict[str, str]:
-    """Read an OrderedDict of (model type, class name) pairs from transformers' auto classes."""
+def _auto() -> Path:
+    """Return the folder of transformers' auto classes."""
     spec = find_spec("transformers")
     if spec is None or spec.origin is None:
         raise StageError("the package transformers is not installed", hint="pip install transformers")
-    path = Path(spec.origin).parent / "models" / "auto" / file
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    return Path(spec.origin).parent / "models" / "auto"
+
+
+@cache
+def _parsed(file: str) -> ast.Module:
+    """Parse a file of auto classes; the longest of them takes a while."""
+    return ast.parse((_auto() / file).read_text(encoding="utf-8"))
+
+
+@cache
+def _names(file: str, variable: str) -> dict[str, str]:
+    """Read an OrderedDict of (model type, class name) pairs from transformers' auto classes."""
+    for node in _parsed(file).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and target.id == variable:
             pairs = [item for item in ast.walk(node) if isinstance(item, ast.Tuple) and len(item.elts) == 2]
@@ -83,5 +94,7 @@ def config_problems(arch: str, config: Mapping[str, object]) -> list[str]:
     if class_name is None:
         return found
     rest = {key: value for key, value in config.items() if key not in OURS and key not in COMMON}
-    wrong = passthrough.option_problems(f"transformers.{class_name}", rest)
+    folder = _auto().parent / arch.replace("-", "_")  # a search through all of transformers takes a while
+    place = f"transformers.models.{folder.name}" if folder.is_dir() else "transformers"
+    wrong = passthrough.option_problems(f"{place}.{class_name}", rest)
     return found + [f"{key} {'is ' if message.startswith('not') else ''}{message}" for key, message in wrong]

@@ -228,8 +228,7 @@ def _collect(found: _Found) -> dict[str, Option]:
     for node in declaration.body:
         match node:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=note, value=value) if is_dataclass:
-                in_init = _literal(_settings(value).get("init")) is not False
-                if in_init and "ClassVar" not in ast.unparse(note):
+                if _literal(_settings(value).get("init")) is not False and "ClassVar" not in ast.unparse(note):
                     options[name] = _option(found, name, note, value)
             case ast.FunctionDef(name="__init__", args=args):
                 options = options if args.kwarg else {}
@@ -245,14 +244,17 @@ def _option(found: _Found, name: str, note: ast.expr | None, value: ast.expr | N
     annotation = quoted if isinstance(quoted, str) else ast.unparse(note) if note else "Any"
     settings = _settings(value)
     about = _literal(settings.get("metadata")) or {}
-    text = str(about.get("help", "")).replace("%%", "%")  # doubled for argparse
-    if not text:  # then the first paragraph of the docstring's entry `name (type): ...`
-        entry = rf"^([ \t]*){re.escape(name)}[ \t]*(?:\(.*\):?|:)[ \t]*\n\s*?((?:^\1[ \t]+\S.*\n?)+)"
-        match = re.search(entry, ast.get_docstring(found[1]) or "", re.MULTILINE)
-        text = match[2] if match else ""
+    text = str(about.get("help", "")).replace("%%", "%") or _documented(*found).get(name, "")  # argparse doubles %
     choices = _texts(about.get("choices", ())) or _enum_texts(found[0], annotation)
-    default = _default(found, settings)
-    return Option(name, annotation, default, " ".join(text.split()), found[1].name, choices)
+    return Option(name, annotation, _default(found, settings), " ".join(text.split()), found[1].name, choices)
+
+
+@cache
+def _documented(_path: Path, declaration: ast.ClassDef) -> dict[str, str]:
+    """Return the first paragraph of each entry `name (type): ...` of a docstring; of two entries the first counts."""
+    entry = r"^([ \t]*)(\w+)[ \t]*(?:\(.*\):?|:)[ \t]*\n(?=\s*?((?:^\1[ \t]+\S.*\n?)+))"
+    found = list(re.finditer(entry, ast.get_docstring(declaration) or "", re.MULTILINE))
+    return {match[2]: match[3] for match in reversed(found)}
 
 
 def _settings(value: ast.expr | None) -> dict[str, ast.expr]:
