@@ -116,7 +116,19 @@ def _columns(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-PARTS: dict[str, Callable[[], str]] = {"sources": sources, "source_keys": source_keys, "formats": formats}
+def titles() -> str:
+    """List the pages, except this one."""
+    named = [(path, path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("*.md")) if path.name != "README.md"]
+    headings = [(path, re.search(r"^# (.*)$", text, re.MULTILINE)) for path, text in named]
+    return "\n".join(f"- [{heading[1]}]({path.name})" for path, heading in headings if heading)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "sources": sources,
+    "source_keys": source_keys,
+    "formats": formats,
+    "titles": titles,
+}
 
 
 # ---- Writing and checking ---------------------------------------------------------------------

@@ -137,7 +137,7 @@ def _failures(key: Key) -> set[Said]:
         hints = [keyword.value for keyword in call.keywords if keyword.arg == "hint"]
         message = text(call.args[0], scope) if call.args else None
         advice = text(hints[0], scope) if hints else None
-        if message and advice and _tells(message) and _tells(advice):
+        if message and advice and _tells(message) and _tells(advice, least=1):
             found.add(Said(message.splitlines()[0], advice))
     return found
 
@@ -264,7 +264,7 @@ def _named(name: str, scope: Scope, depth: int) -> str | None:
     return text(node.value, Scope(key[0], node), depth) if key and isinstance(node, ast.Assign) else None
 
 
-def _tells(message: str) -> bool:
-    """Whether a message is more than what was filled in."""
+def _tells(message: str, *, least: int = 3) -> bool:
+    """Whether a message is more than what was filled in; advice may be as short as `packing: false`."""
     words = len(re.findall(r"[\w'`-]*[A-Za-z][\w'`-]*", message))
-    return words > 2 and words >= 1.5 * message.count(FILLED)
+    return words >= least and words >= 1.5 * message.count(FILLED)
