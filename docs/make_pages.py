@@ -51,7 +51,7 @@ def pages() -> dict[Path, str]:
 def renewed(text: str) -> str:
     """Make the made parts of a page anew."""
     part = re.compile(r"(<!-- made: (\w+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-    return part.sub(lambda match: f"{match[1]}\n{PARTS[match[2]]()}\n\n", text)
+    return part.sub(lambda match: "\n".join([match[1], PARTS[match[2]](), "", ""]).replace("\n\n\n\n", "\n"), text)
 
 
 def overview() -> str:
@@ -116,18 +116,23 @@ def _columns(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def titles() -> str:
-    """List the pages, except this one."""
-    named = [(path, path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("*.md")) if path.name != "README.md"]
-    headings = [(path, re.search(r"^# (.*)$", text, re.MULTILINE)) for path, text in named]
-    return "\n".join(f"- [{heading[1]}]({path.name})" for path, heading in headings if heading)
+def more() -> str:
+    """Name the pages that the index does not tell of itself."""
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    told = index.partition("<!-- made: more -->")[0] + index.partition("<!-- end -->")[2]
+    others = [path for path in sorted(DOCS.glob("*.md")) if f"({path.name})" not in told and path.name != "README.md"]
+    texts = [path.read_text(encoding="utf-8") for path in others]
+    links = [
+        f"[{text.partition('# ')[2].splitlines()[0]}]({path.name})" for path, text in zip(others, texts, strict=True)
+    ]
+    return f"More: {' · '.join(links)}" if links else ""
 
 
 PARTS: dict[str, Callable[[], str]] = {
     "sources": sources,
     "source_keys": source_keys,
     "formats": formats,
-    "titles": titles,
+    "more": more,
 }
 
 
