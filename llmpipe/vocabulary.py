@@ -44,13 +44,18 @@ def show_options(kind: str, word: str | None, *, as_json: bool) -> None:
 
 def option_rows(kind: str) -> list[dict[str, str]]:
     """Return every key that a stage understands: key, type, default, help; reserved ones are left out."""
+    return list(_rows(stages.load(kind).Settings, prefix="", passed_on=True))
+
+
+def own_rows(kind: str) -> list[dict[str, str]]:
+    """Return the keys that are llmpipe's own; one that holds options of a Hugging Face class is one row."""
     return list(_rows(stages.load(kind).Settings, prefix=""))
 
 
-def _rows(model: type[BaseModel], *, prefix: str) -> Iterator[dict[str, str]]:
+def _rows(model: type[BaseModel], *, prefix: str, passed_on: bool = False) -> Iterator[dict[str, str]]:
     for name, info in model.model_fields.items():
         extra = next((extra for extra in info.metadata if isinstance(extra, Passthrough)), None)
-        if extra is not None:
+        if extra is not None and passed_on:
             for option in passthrough.options_of(extra.config_class).values():
                 if option.name not in extra.reserved:
                     yield {

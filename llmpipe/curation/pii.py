@@ -1,4 +1,4 @@
-"""Personal data: e-mail, phone, IP, IBAN, card and keys are found by their form, and what has a checksum by that too.
+"""pii: finds e-mail, phone, IP, IBAN, card and keys by their form, and what has a checksum by that too.
 
     >>> spans = find("Write to jo@example.org or call +44 20 7946 0958.")
     >>> [(span.kind, span.start, span.end) for span in spans]

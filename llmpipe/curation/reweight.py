@@ -1,4 +1,4 @@
-"""Reweight: repeat texts about groups that are named too seldom, or thin those about the others, towards given shares.
+"""reweight: repeats texts about groups named too seldom, or thins those about the others, towards given shares.
 
 A text counts to the group that it names most; what names none of them stays as it is. Sampling by group after Kamiran
 and Calders 2012 ("Data preprocessing techniques for classification without discrimination"). Repeating stops at four

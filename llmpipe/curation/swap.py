@@ -1,4 +1,4 @@
-"""Counterfactual swaps: he for she, Mary for John, so that what is said of one is said of the other as often.
+"""swap: puts he for she, Mary for John, so that what is said of one is said of the other as often.
 
 Counterfactual data augmentation of Zhao et al. 2018 ("Gender Bias in Coreference Resolution") and Lu et al. 2018
 ("Gender Bias in Neural Natural Language Processing"), by word lists and a rule for `her` (pronouns.py). Which texts

@@ -1,4 +1,4 @@
-"""Toxicity: texts with insults and slurs, by a list of words with three degrees of severity.
+"""toxicity: drops texts with insults and slurs, by a list of words with three degrees of severity.
 
 A list sees words, not what is meant: it drops a quotation, a dialect and a joke, and lets polite hatred pass
 (docs/curate-people.md has figures).

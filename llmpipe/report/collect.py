@@ -26,6 +26,8 @@ class Stage:
     scores: dict[str, Any]
     samples: list[dict[str, Any]]
     curation: dict[str, Any]
+    tokens: dict[str, Any]
+    """How a tokenizer cuts its text: its report.json."""
     picture: Path | None
     """The one that the stage drew itself."""
 
@@ -84,5 +86,6 @@ def _stage(folder: Path, kind: str) -> Stage:
         scores=read_json(folder / "scores.json") or {} if manifest else {},
         samples=(read_json(folder / "samples.json") or {}).get("samples", []) if manifest else [],
         curation=read_json(folder / "curation.json") or {} if manifest else {},
+        tokens=read_json(folder / "report.json") or {} if manifest and kind == "tokenizer" else {},
         picture=next((path for path in sorted(folder.glob("*.svg"))), None) if manifest else None,
     )

@@ -51,6 +51,16 @@ class Curation:
     examples: list[tuple[str, str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """How a tokenizer cuts its text, beside others, and its most frequent pieces with their picture."""
+
+    cut: Table
+    pieces: Table
+    picture: str | None
+    unused: str
+
+
 def render(run: Run, lineage: str, curves: dict[str, dict[str, tuple[figures.Chart, str]]]) -> str:
     """Write the page; `curves` are the charts by stage and by the name of their file, each with its picture."""
     folder = Path(__file__).parent
@@ -78,6 +88,7 @@ def render(run: Run, lineage: str, curves: dict[str, dict[str, tuple[figures.Cha
         },
         data=Table(cards.DATA_HEADER, cards.data_rows(run.folder, begun(run))),
         curation=[(stage.name, curation(stage)) for stage in run.stages if stage.curation],
+        tokens=[(stage.name, tokens(stage)) for stage in run.stages if stage.tokens],
         gates=gates(run),
         details=[(stage, metrics(stage), settings(stage.step)) for stage in run.stages if stage.step],
         versions=versions(run),
@@ -220,6 +231,26 @@ def curation(stage: Stage) -> Curation:
         groups=Table(header, groups, numbers=(2, 3)) if groups else None,
         picture=_image(stage.picture),
         examples=examples,
+    )
+
+
+def tokens(stage: Stage) -> Tokens:
+    """Show bytes per token by language or file, of the stage's tokenizer and of those it was compared with."""
+    found = stage.tokens
+    known = {stage.name: found, **found["compared"]}
+    rows = [
+        (Path(group).name, *(f"{one['groups'][group]['bytes_per_token']:.2f}" for one in known.values()))
+        for group in found["groups"]
+    ]
+    rows += [("all of it", *(f"{one['bytes_per_token']:.2f}" for one in known.values()))]
+    rows += [("tokens in the vocabulary", *(f"{one['vocab_size']:,}" for one in known.values()))]
+    rows += [("unknown", *(f"{one['unknown_share']:.1%}" for one in known.values()))]
+    pieces = [(one["piece"], f"{one['count']:,}", f"{one['count'] / found['tokens']:.2%}") for one in found["pieces"]]
+    return Tokens(
+        cut=Table(("bytes per token", *known), rows, numbers=range(1, len(known) + 1)),
+        pieces=Table(("piece", "count", "share"), pieces, numbers=(1, 2)),
+        picture=_image(stage.picture),
+        unused=f"{found['unused_tokens']:,} of {found['vocab_size']:,} tokens ({found['unused_share']:.0%})",
     )
 
 

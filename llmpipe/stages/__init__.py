@@ -34,13 +34,13 @@ STAGES = {
     "curate": Stage(
         "llmpipe.stages.curate",
         "Clean text for training: repair, filter, remove duplicates; every step counted",
-        "--data texts/*.txt",
+        "--data 'texts/*.txt'",
     ),
-    "tokenizer": Stage("llmpipe.stages.tokenizer", "Train a tokenizer on text", "--data texts/*.txt"),
+    "tokenizer": Stage("llmpipe.stages.tokenizer", "Train a tokenizer on text", "--data 'texts/*.txt'"),
     "pretrain": Stage(
         "llmpipe.stages.pretrain",
         "Train a language model on text, from nothing or from another model",
-        "--data texts/*.txt --model 10M",
+        "--data 'texts/*.txt' --model 10M",
     ),
     "sft": Stage("llmpipe.stages.sft", "Teach a model to answer, from examples of conversations", "--data chat.jsonl"),
     "lora": Stage(

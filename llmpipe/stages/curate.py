@@ -5,8 +5,9 @@
       data: {path: "texts/*.jsonl"}
       steps: [repair, {step: language, keep: [en]}, quality, exact_duplicates, near_duplicates]
 
-The steps are taken in the order of the recipe. curation.json says what each of them did, with examples. Stages that
-read this one train on `data/train-*.jsonl` and measure on `data/validation.jsonl`.
+The steps are taken in the order of the recipe. `curation.json` says what each of them did, with examples. Stages that
+read this one train on `data/train-*.jsonl` and measure on `data/validation.jsonl`. docs/curate.md says how well the
+steps do, and docs/curate-people.md what those do that look at what a text says about people.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 The chosen answer of a pair is made likelier than the rejected one, relative to the model as it came (direct preference
 optimisation, arXiv:2305.18290). Pairs are read and written as tokens just as by a reward stage. With `lora: {}` the
-model stays as it is, an adapter on it is trained, and `adapter/` is written.
+model stays as it is, an adapter on it is trained, and `adapter/` is written. docs/preferences.md compares it with kto,
+rloo, grpo and rlhf-ppo.
 """
 
 from __future__ import annotations

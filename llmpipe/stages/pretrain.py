@@ -5,7 +5,8 @@
 
 Documents are packed into rows of `context` tokens without seeing each other. Held-out text is measured while it
 trains: in nats, perplexity and bits per byte of the next token; in nats and pseudo-perplexity of hidden ones; in nats
-of what was missing. The best checkpoint becomes the output.
+of what was missing. The best checkpoint becomes the output. docs/objectives.md tells more of the objectives and of
+packing.
 """
 
 from __future__ import annotations

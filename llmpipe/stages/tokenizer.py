@@ -1,6 +1,6 @@
 """tokenizer: learns to cut text into tokens. Reads text; writes `tokenizer/`, a folder that AutoTokenizer loads.
 
-tok: {kind: tokenizer, data: {path: "texts/*.txt"}, algorithm: bpe, vocab_size: 8192}
+    tok: {kind: tokenizer, data: {path: "texts/*.txt"}, algorithm: bpe, vocab_size: 8192}
 
 `report.json` says how well it cuts each language or file, beside other tokenizers (`compare: {path: gpt2}`), and
 `pieces.svg` shows its most frequent pieces.

@@ -14,8 +14,8 @@ LORA = ("lora", "--run", "mine", "--model", "sft", "--data", "chat.jsonl", "--se
 EVAL = ("eval", "--run", "mine", "--model", "pretrain", "--model", "lora", "--set", "max_tokens=100")
 
 EXAMPLES = {
-    "tokenizer": "--data texts/*.txt",
-    "pretrain": "--data texts/*.txt --model 10M",
+    "tokenizer": "--data 'texts/*.txt'",
+    "pretrain": "--data 'texts/*.txt' --model 10M",
     "sft": "--data chat.jsonl",
     "lora": "--data chat.jsonl",
     "eval": "--model sft",

@@ -57,8 +57,8 @@ def test_version_and_bare_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 EXAMPLES = {
-    "tokenizer": "llmpipe tokenizer --run runs/mine --data texts/*.txt",
-    "pretrain": "llmpipe pretrain --run runs/mine --data texts/*.txt --model 10M",
+    "tokenizer": "llmpipe tokenizer --run runs/mine --data 'texts/*.txt'",
+    "pretrain": "llmpipe pretrain --run runs/mine --data 'texts/*.txt' --model 10M",
     "sft": "llmpipe sft --run runs/mine --data chat.jsonl",
     "lora": "llmpipe lora --run runs/mine --data chat.jsonl",
     "reward": "llmpipe reward --run runs/mine --data pairs.jsonl",

@@ -44,6 +44,24 @@ CURATION = {
         "groups": {"age": {"old": {"before": {"mentions": 1, "share": 0.25}, "after": {"mentions": 2, "share": 0.5}}}}
     },
 }
+TOKENS = {
+    "vocab_size": 300,
+    "tokens": 50,
+    "bytes_per_token": 2.5,
+    "unknown_share": 0.0,
+    "unused_tokens": 30,
+    "unused_share": 0.1,
+    "groups": {"texts/de.txt": {"bytes": 125, "tokens": 50, "bytes_per_token": 2.5}},
+    "pieces": [{"piece": EVIL, "count": 5}],
+    "compared": {
+        "gpt2": {
+            "vocab_size": 50257,
+            "bytes_per_token": 4.0,
+            "unknown_share": 0.125,
+            "groups": {"texts/de.txt": {"bytes_per_token": 4.0}},
+        }
+    },
+}
 DATA = Input(
     field="data", source={"path": "/home/me/secret/a.txt"}, identity="", files={"/home/me/secret/a.txt": "ab" * 32}
 )
@@ -52,6 +70,7 @@ DATA = Input(
 def make(folder: Path) -> Path:
     """Make a run with something of everything."""
     stages = [
+        Made("tok", "tokenizer", metrics={"bytes_per_token": 2.5, "vocab_size": 300}, files={"report.json": TOKENS}),
         Made("corpus", "curate", inputs=[DATA], files={"curation.json": CURATION}),
         Made(
             "base", "pretrain", [("data", "corpus")], {"context": 64, "trainer": {"learning_rate": 2e-5}}, logged=LOGGED
@@ -69,6 +88,7 @@ def make(folder: Path) -> Path:
         Made("never", begun=False),
     ]
     made = make_run(folder / "mine", stages, comment=EVIL)
+    (made / "tok" / "pieces.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>", encoding="utf-8")
     (made / "corpus" / "bias.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>", encoding="utf-8")
     return made
 
@@ -116,21 +136,21 @@ def test_the_page_needs_nothing_else(page: Page) -> None:
 
 
 def test_what_others_wrote_is_text(page: Page) -> None:
-    """In the recipe, a setting, a gate's reason, a prompt, an answer, a finding of curate and its example."""
-    assert page.text.count(EVIL) == 7
+    """In the recipe, a setting, a gate's reason, a prompt, an answer, a finding of curate, its example, a piece."""
+    assert page.text.count(EVIL) == 8
 
 
 def test_every_picture_has_its_table(page: Page) -> None:
-    assert page.tags.count("svg") == 3 and page.tags.count("img") == 1
+    assert page.tags.count("svg") == 3 and page.tags.count("img") == 2
     shown = re.findall(r"<figure.*?</figure>", page.source, re.DOTALL)
-    assert len(shown) == 4
+    assert len(shown) == 5
     assert all("<details>" in figure and "<td" in figure for figure in shown)
 
 
 @pytest.mark.parametrize(
     "told",
     [
-        pytest.param("5 of 7", id="stages-done"),
+        pytest.param("6 of 8", id="stages-done"),
         pytest.param("nats per token, held-out rows 2 1", id="what-a-stage-changed"),
         pytest.param("perplexity, held-out text 3 4", id="scores-side-by-side"),
         pytest.param("before ppo · reward 0.50 b", id="an-answer-with-its-reward"),
@@ -141,6 +161,10 @@ def test_every_picture_has_its_table(page: Page) -> None:
         pytest.param("corpus data a.txt abababababab", id="a-file-and-its-digest"),
         pytest.param("pii 1,200 3 0 0", id="a-step-of-curate"),
         pytest.param("age old 25.0% (1) 50.0% (2)", id="a-group-of-people"),
+        pytest.param("all of it 2.50 4.00", id="bytes-per-token-beside-another-tokenizer"),
+        pytest.param("unknown 0.0% 12.5%", id="what-a-tokenizer-has-no-token-for"),
+        pytest.param("30 of 300 tokens (10%) are in none", id="unused-tokens"),
+        pytest.param("5 10.00%", id="a-piece"),
         pytest.param("still passed", id="a-gate"),
         pytest.param("torch 2.13", id="a-version"),
     ],
