@@ -58,7 +58,7 @@ def message_of(model: type[BaseModel], details: ErrorDetails) -> str:
         return "is missing"
     if kind in ("too_short", "string_too_short") or not details["loc"]:
         return _TYPES.get(kind, details["msg"].removeprefix("Value error, "))
-    if kind == "step" or (kind == "source" and isinstance(value, dict)):
+    if kind in ("step", "task") or (kind == "source" and isinstance(value, dict)):
         return details["msg"]
     if kind == "union_tag_invalid":
         known = context["expected_tags"].replace("'", "")
