@@ -21,25 +21,22 @@ def input_fields(settings: Strict) -> Iterator[tuple[str, Accepts]]:
             yield name, accepts
             continue
         value = getattr(settings, name)
-        parts = (
-            {f"{name}.{part}": item for part, item in enumerate(value)} if isinstance(value, list) else {name: value}
-        )
-        for prefix, item in parts.items():
+        listed = enumerate(value) if isinstance(value, list) else ()
+        for prefix, item in {name: value, **{f"{name}.{part}": item for part, item in listed}}.items():
             if isinstance(item, Strict):
                 yield from ((f"{prefix}.{inner}", extra) for inner, extra in input_fields(item))
 
 
 def written_inputs(model: type[BaseModel], raw: dict[str, Any]) -> dict[KeyPath, tuple[Any, Accepts]]:
-    """Return what is written in the fields that may name other stages, by its place, whether or not all of it is valid."""
+    """Return what is written in the fields that may name other stages, by its place; the rest need not be valid."""
     found: dict[KeyPath, tuple[Any, Accepts]] = {}
     for name, info in model.model_fields.items():
         written = raw.get(name)
         if accepts := _accepts(info.metadata):
             found[name,] = (written, accepts)
             continue
-        parts: dict[KeyPath, Any] = {(name,): written}
-        if isinstance(written, list):
-            parts = {(name, part): item for part, item in enumerate(written)}
+        listed = enumerate(written) if isinstance(written, list) else ()
+        parts: dict[KeyPath, Any] = {(name,): written, **{(name, part): item for part, item in listed}}
         for prefix, item in parts.items():
             for inner in models_within(info.annotation) if isinstance(item, dict) else ():
                 found |= {(*prefix, *path): given for path, given in written_inputs(inner, item).items()}

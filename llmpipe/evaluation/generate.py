@@ -29,8 +29,8 @@ def answers(
     """Return one answer for each prompt.
 
     `chat` puts the prompt through the chat template; else the text is continued. A temperature of 0 is greedy.
-    The seed is set for the call alone. An answer ends where the model's context does, and before the first of `until`. An encoder-decoder's prompt is
-    what its encoder reads.
+    The seed is set for the call alone. An answer ends where the model's context does, and before the first of `until`.
+    An encoder-decoder's prompt is what its encoder reads.
     """
     if model.config.is_encoder_decoder:
         from llmpipe.evaluation.fill import said

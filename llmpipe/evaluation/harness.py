@@ -25,6 +25,8 @@ BATCH = 8
 BOOTSTRAPS = 1_000
 """Resamples for the standard error of what has none in closed form; acc and exact_match have one."""
 
+HINT = "its data come from the hub, which takes the network once; rows of a file do not: {choices: {path: FILE}}"
+
 
 @cache
 def manager() -> TaskManager:
@@ -46,27 +48,29 @@ def measure(task: LmEvalTask, subject: Subject) -> dict[str, Any]:
             loaded = manager().load([name])
         except Exception as error:  # a dozen classes of three libraries: offline, gated, moved, a package missing
             message = f"{name} cannot be loaded: {type(error).__name__}: {error}".splitlines()[0]
-            hint = "its data come from the hub, which needs the network once; rows in a file need none: {choices: {path: FILE}}"
-            raise StageError(message, hint=hint) from error
+            raise StageError(message, hint=HINT) from error
         groups = loaded.get("groups", {})
-        return run([groups[name]] if name in groups else list(loaded["tasks"].values()), task, subject)
+        chosen = [groups[name]] if name in groups else list(loaded["tasks"].values())
+        return figures(evaluated(chosen, subject, shots=task.shots, limit=task.limit), name)
 
 
-def run(tasks: list[Any], task: LmEvalTask, subject: Subject) -> dict[str, Any]:
-    """Have lm-eval run tasks that it has loaded, with its own seeds, so that figures are those of its command."""
+def evaluated(
+    tasks: list[Any], subject: Subject, *, shots: int | None, limit: int | None, log_samples: bool = False
+) -> Mapping[str, Any]:
+    """Have lm-eval run tasks, with its own seeds, so that its results are those of its command."""
     model = HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=BATCH, max_length=subject.window)
-    results = simple_evaluate(
+    results: Mapping[str, Any] | None = simple_evaluate(
         model,
         tasks=tasks,
-        num_fewshot=task.shots,
-        limit=task.limit,
+        num_fewshot=shots,
+        limit=limit,
         bootstrap_iters=BOOTSTRAPS,
-        log_samples=False,
+        log_samples=log_samples,
         task_manager=manager(),
         confirm_run_unsafe_code=False,
     )
-    assert results is not None
-    return figures(results, task.lm_eval)
+    assert results is not None  # it is None for the ranks above 0 of several processes
+    return results
 
 
 def refuse(name: str) -> None:

@@ -26,7 +26,7 @@ class Likelihood:
 
 
 def encoded(tokenizer: Tokenizer, before: str, after: str) -> Pair:
-    """Cut a text and what follows it into tokens as one text, with the special tokens that the tokenizer adds by itself.
+    """Cut a text and what follows it into tokens as one text, with the special tokens that the tokenizer adds itself.
 
     Spaces at the end of `before` belong to what follows, as most vocabularies have it. An empty `before` is the begin
     token, or the end token where there is none.
@@ -64,17 +64,18 @@ def rolling(tokens: Sequence[int], *, prefix: int | None, window: int) -> Iterat
 
 @torch.no_grad()
 def log_likelihoods(
-    model: PreTrainedModel, pairs: Sequence[Pair], *, window: int, batch_tokens: int = 4096
+    model: PreTrainedModel, pairs: Sequence[Pair], *, window: int, batch_tokens: int | None = None
 ) -> list[Likelihood]:
     """Score pairs, each cut on the left to what the model sees; equal ones are looked at once.
 
     Pairs of like length share a batch of `batch_tokens` tokens at most. What is scored may not be longer than `window`.
     """
+    most = batch_tokens or (2048 if model.device.type == "cpu" else 16384)
     keys = [(tuple(before[-max(1, window + 1 - len(after)) :]), tuple(after)) for before, after in pairs]
     waiting = sorted(dict.fromkeys(keys), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
     found: dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood] = {}
     while waiting:
-        size = max(1, batch_tokens // (len(waiting[0][0]) + len(waiting[0][1]) - 1))
+        size = max(1, most // (len(waiting[0][0]) + len(waiting[0][1]) - 1))
         batch, waiting = waiting[:size], waiting[size:]
         found |= zip(batch, _scored(model, batch), strict=True)
     return [found[key] for key in keys]

@@ -60,7 +60,8 @@ class Settings(StageSettings):
     tasks: list[AnyTask] | None = Field(
         None,
         min_length=1,
-        description="benchmark tasks: {choices: SOURCE}, {continuation: …}, {exact_match: …}, {text: …}, {lm_eval: NAME}",
+        description="benchmark tasks: {choices: SOURCE}, {continuation: SOURCE}, {exact_match: SOURCE}, {text: SOURCE} "
+        "or {lm_eval: NAME}, each with options",
         exclude_if=lambda tasks: tasks is None,
     )
     context: Count | None = Field(None, description="tokens in a window of text; the model's own limit when left out")
