@@ -163,7 +163,7 @@ def _one_kind(value: Any) -> Any:
     """Refuse what names no task or several (a discriminator may not)."""
     if isinstance(value, dict) and len(found := [key for key in TASK_KEYS if key in value]) != 1:
         message = f"name one kind of task, not both {' and '.join(found)}" if found else "name its kind and its data"
-        raise PydanticCustomError("task", f"{message}; kinds are {', '.join(TASK_KEYS)}", {})  # type: ignore[arg-type]
+        raise PydanticCustomError("task", f"{message}; kinds are {', '.join(TASK_KEYS)}", {})
     if not isinstance(value, dict | Task):
         raise PydanticCustomError("task", "a task is a mapping, such as {choices: {path: FILE}}", {})
     return value

@@ -1,4 +1,4 @@
-"""lm-eval, where it is installed (`pip install 'llmpipe[eval]'`): the same figures on the same rows, and no code run."""
+"""lm-eval, where it is installed (`pip install 'llmpipe[eval]'`): the same figures on the same rows, no code run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'll
 
 from llmpipe.evaluation import harness
 
-NONE = [
+STRIPPED = [
     {
         "name": "none",
         "filter": [{"function": "regex", "regex_pattern": r"(?s)^\s*(.*?)\s*$"}, {"function": "take_first"}],
@@ -25,13 +25,13 @@ NONE = [
 ]
 
 
-def lm_eval(subject: Subject, source: dict[str, Any], **config: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def lm_eval(model: Subject, source: dict[str, Any], **config: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Have lm-eval read the same rows: its figures, and its own records of them."""
     read = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": source["path"]}}, "test_split": "test"}
     config = {"task": "same", **read, "metadata": {"version": 1}, **config}
     config["metric_list"] = [{"metric": name} for name in config["metric_list"]]
     loaded = harness.manager().load([config])["tasks"]
-    found = harness.evaluated(list(loaded.values()), subject, shots=0, limit=None, log_samples=True)
+    found = harness.evaluated(list(loaded.values()), model, shots=0, limit=None, log_samples=True)
     return harness.figures(found, "same"), sorted(found["samples"]["same"], key=lambda row: row["doc_id"])
 
 
@@ -83,7 +83,7 @@ def test_exact_match(subject: Subject, ctx: Context, tmp_path: Path) -> None:  #
         doc_to_text="Question: {{question}}\nAnswer:",
         doc_to_target="{{answer}}",
         generation_kwargs={"until": ["e"], "max_gen_toks": 8, "do_sample": False},
-        filter_list=NONE,
+        filter_list=STRIPPED,
         metric_list=["exact_match"],
     )
     assert figures["exact_match"] == ours.figures["exact_match.exact_match"] == 0.5

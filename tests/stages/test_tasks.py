@@ -122,7 +122,7 @@ def test_rolling_scores_each_token_once(tokens: int, prefix: int | None) -> None
 
 def test_figures_of_choices(subject: Subject, ctx: Context, tmp_path: Path) -> None:
     found = came_to(subject, ctx, {"choices": written(tmp_path, "choices"), "name": "beds", "prompt": "{query}Answer:"})
-    assert {key for key in found.figures} == {
+    assert set(found.figures) == {
         *("beds.acc", "beds.acc_stderr", "beds.acc_interval", "beds.rows"),
         *("beds.acc_norm", "beds.acc_norm_stderr", "beds.acc_norm_interval"),
     }
@@ -171,7 +171,7 @@ def told(subject: Subject, ctx: Context, folder: Path, **options: Any) -> list[d
 
 def test_exact_match_ends_an_answer_where_it_is_told(subject: Subject, ctx: Context, tmp_path: Path) -> None:
     whole = came_to(subject, ctx, exact(tmp_path, MANY["exact_match"])).rows
-    letter = whole[1]["answer"][2]
+    letter = next(letter for letter in whole[1]["answer"][1:] if not any(row["answer"][0] == letter for row in whole))
     rows = told(subject, ctx, tmp_path, until=[letter, "never"])
     found = came_to(subject, ctx, exact(tmp_path, rows, until=[letter, "never"]))
     assert [row["answer"] for row in found.rows] == [row["answer"].partition(letter)[0].strip() for row in whole]
@@ -184,9 +184,7 @@ def test_numbers_are_compared_as_numbers(
     subject: Subject, ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = {"Question: 0\nAnswer:": "So 4 + 4 = 8. #### 1,000.00", "Question: 1\nAnswer:": "it is 7, no 8"}
-    monkeypatch.setattr(
-        "llmpipe.evaluation.tasks.answers", lambda model, tokenizer, prompts, **_: map(said.get, prompts)
-    )
+    monkeypatch.setattr("llmpipe.evaluation.tasks.answers", lambda model, tokenizer, asked, **_: map(said.get, asked))
     rows = [{"question": 0, "answer": "8\n#### 1000"}, {"question": 1, "answer": 7}]
     found = came_to(subject, ctx, {"exact_match": written(tmp_path, "exact_match", rows)})
     assert [row["exact_match"] for row in found.rows] == [True, False]
@@ -204,9 +202,8 @@ def test_figures_of_a_text(subject: Subject, ctx: Context, tmp_path: Path) -> No
         ids = subject.tokenizer(row["text"])["input_ids"]  # with the begin token
         nats += sum(alone(subject.model, pair)[0] for pair in rolling(ids[1:], prefix=ids[0], window=WINDOW))
         tokens += len(ids) - 1
-    size, words = (
-        sum(count(row["text"]) for row in MANY["text"]) for count in (len, lambda text: len(re.split(r"\s+", text)))
-    )
+    size = sum(len(row["text"]) for row in MANY["text"])
+    words = sum(len(re.split(r"\s+", row["text"])) for row in MANY["text"])
     assert found["ducks.tokens"] == tokens > WINDOW
     assert found["ducks.perplexity"] == pytest.approx(math.exp(-nats / tokens), rel=1e-4)
     assert found["ducks.word_perplexity"] == pytest.approx(math.exp(min(700, -nats / words)), rel=1e-3)
@@ -264,6 +261,7 @@ def test_an_answer_that_cannot_be_scored_is_named(subject: Subject, ctx: Context
 
 def test_a_masked_model_is_not_asked(subject: Subject, ctx: Context) -> None:
     model = models.build("bert", SMALL, tokenizer=subject.tokenizer, context=WINDOW, kind="masked-lm")
+    model.config.architectures = ["BertForMaskedLM"]  # as a saved one has it
     with pytest.raises(StageError) as error:
         came_to(replace(subject, model=model), ctx, {"text": {"path": "never-read.txt"}})
     assert str(error.value) == "tasks are for models that guess the next token, and base is a masked model"
