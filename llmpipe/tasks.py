@@ -150,13 +150,14 @@ def repeated(tasks: Sequence[Task]) -> str | None:
     return next((name for name in names if names.count(name) > 1), None)
 
 
-def _tag(value: Any) -> str | None:
-    """Tell the kind of a task from the key that names it.
-
-    The tags are no keys of a recipe, so that a message can tell the two apart.
-    """
-    kind = next((key for key in TASK_KEYS if key in value), None) if isinstance(value, dict) else value.kind
+def tag_of(kind: str) -> str:
+    """Return pydantic's tag of a kind of task: no key of a recipe, so that a message can tell the two apart."""
     return f"a task of {kind}"
+
+
+def _tag(value: Any) -> str | None:
+    """Tell the kind of a task from the key that names it."""
+    return tag_of(next(key for key in TASK_KEYS if key in value) if isinstance(value, dict) else value.kind)
 
 
 def _one_kind(value: Any) -> Any:
@@ -170,11 +171,11 @@ def _one_kind(value: Any) -> Any:
 
 
 AnyTask = Annotated[
-    Annotated[ChoicesTask, Tag("a task of choices")]
-    | Annotated[ContinuationTask, Tag("a task of continuation")]
-    | Annotated[ExactMatchTask, Tag("a task of exact_match")]
-    | Annotated[TextTask, Tag("a task of text")]
-    | Annotated[LmEvalTask, Tag("a task of lm_eval")],
+    Annotated[ChoicesTask, Tag(tag_of("choices"))]
+    | Annotated[ContinuationTask, Tag(tag_of("continuation"))]
+    | Annotated[ExactMatchTask, Tag(tag_of("exact_match"))]
+    | Annotated[TextTask, Tag(tag_of("text"))]
+    | Annotated[LmEvalTask, Tag(tag_of("lm_eval"))],
     Discriminator(_tag),
     BeforeValidator(_one_kind),
 ]
