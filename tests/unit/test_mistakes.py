@@ -147,7 +147,7 @@ MISTAKES = {
         "  scores: {kind: eval, models: [{hub: a/b}], tasks: [{limit: 3}, piqa]}\n",
         [
             "3:54: stages.scores.tasks.0: name its kind and its data; kinds are choices, continuation, exact_match, ",
-            "3:65: stages.scores.tasks.1: a task is a mapping, such as {choices: {path: FILE}}",
+            "3:66: stages.scores.tasks.1: a task is a mapping, such as {choices: {path: FILE}}",
         ],
     ),
     "keys of a task": (
