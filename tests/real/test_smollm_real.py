@@ -81,7 +81,7 @@ def test_perplexity_is_that_of_a_reference(loaded: tuple[PreTrainedModel, Tokeni
 
 @pytest.fixture(scope="module")
 def scores(folder: Path, loaded: tuple[PreTrainedModel, Tokenizer], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What an eval stage makes of the first 50 rows of four benchmarks, and of two texts, on weights rounded to bf16."""
+    """What an eval stage makes of the first 50 rows of four benchmarks and of two texts, rounded to bf16."""
     place = tmp_path_factory.mktemp("scores")
     shutil.copytree(folder, place / "rounded", ignore=shutil.ignore_patterns("*.safetensors"))
     weights = load_file(folder / "model.safetensors")
