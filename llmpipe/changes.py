@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmpipe import edges
 from llmpipe.artifact import Input, StepRecord
 from llmpipe.settings import COSMETIC, SOURCE_KEYS
 
@@ -78,6 +80,11 @@ def _input_changes(name: str, had: Sequence[Input], has: Sequence[Input], value:
 def without(settings: dict[str, Any], inputs: set[str], *, cosmetic: bool = False) -> dict[str, Any]:
     """Leave out of a step's settings its inputs, which are identified otherwise, and what cannot change the output."""
     kept = {key: value for key, value in settings.items() if key not in inputs | NOT_THE_OUTPUT}
+    if within := [edges.key_path(field) for field in inputs if "." in field]:
+        kept = deepcopy(kept)
+    for *path, key in within:
+        if isinstance(holder := edges.found_at(kept, tuple(path)), dict):
+            holder.pop(key, None)
     if isinstance(kept.get("trainer"), dict) and not cosmetic:
         kept["trainer"] = {key: value for key, value in kept["trainer"].items() if key not in COSMETIC}
     return kept

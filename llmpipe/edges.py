@@ -2,30 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from llmpipe import stages
 from llmpipe.errors import Problem, did_you_mean
-from llmpipe.settings import Accepts, AnySource, Artifact, StageSettings, StageSource
+from llmpipe.settings import Accepts, AnySource, Artifact, StageSettings, StageSource, Strict
 from llmpipe.yaml_tree import KeyPath, Tree
 
 
-def input_fields(settings: StageSettings) -> Iterator[tuple[str, Accepts]]:
-    """Yield the fields that may name other stages, with what they accept."""
+def input_fields(settings: Strict) -> Iterator[tuple[str, Accepts]]:
+    """Yield the fields that may name other stages, with what they accept; one within another as `tasks.0.choices`."""
     for name, info in type(settings).model_fields.items():
-        for extra in info.metadata:
-            if isinstance(extra, Accepts):
-                yield name, extra
+        if accepts := _accepts(info.metadata):
+            yield name, accepts
+            continue
+        value = getattr(settings, name)
+        listed = enumerate(value) if isinstance(value, list) else ()
+        for prefix, item in {name: value, **{f"{name}.{part}": item for part, item in listed}}.items():
+            if isinstance(item, Strict):
+                yield from ((f"{prefix}.{inner}", extra) for inner, extra in input_fields(item))
+
+
+def written_inputs(model: type[BaseModel], raw: dict[str, Any]) -> dict[KeyPath, tuple[Any, Accepts]]:
+    """Return what is written in the fields that may name other stages, by its place; the rest need not be valid."""
+    found: dict[KeyPath, tuple[Any, Accepts]] = {}
+    for name, info in model.model_fields.items():
+        written = raw.get(name)
+        if accepts := _accepts(info.metadata):
+            found[name,] = (written, accepts)
+            continue
+        listed = enumerate(written) if isinstance(written, list) else ()
+        parts: dict[KeyPath, Any] = {(name,): written, **{(name, part): item for part, item in listed}}
+        for prefix, item in parts.items():
+            for inner in models_within(info.annotation) if isinstance(item, dict) else ():
+                found |= {(*prefix, *path): given for path, given in written_inputs(inner, item).items()}
+    return found
+
+
+def models_within(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models of a field's type, such as those of which it lists some."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in get_args(annotation) for model in models_within(argument)]
+
+
+def _accepts(metadata: Iterable[Any]) -> Accepts | None:
+    return next((extra for extra in metadata if isinstance(extra, Accepts)), None)
 
 
 def sources_of(settings: StageSettings, field: str) -> list[AnySource]:
     """Return a field's sources as a list; empty when it was left out or holds something else."""
-    value: Any = getattr(settings, field)
+    value: Any = settings
+    for key in key_path(field):
+        value = value[key] if isinstance(key, int) else getattr(value, key)
     return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, AnySource)]
+
+
+def key_path(field: str) -> KeyPath:
+    """Return where a field stands in its stage: `tasks.0.choices` is at ("tasks", 0, "choices")."""
+    return tuple(int(part) if part.isdigit() else part for part in field.split("."))
 
 
 def upstream(settings: StageSettings) -> list[str]:
@@ -37,6 +76,14 @@ def upstream(settings: StageSettings) -> list[str]:
         if isinstance(source, StageSource)
     ]
     return list(dict.fromkeys(found))
+
+
+def found_at(document: Any, path: KeyPath) -> Any:
+    """Return what stands at a place of nested mappings and lists; None where there is nothing."""
+    for key in path:
+        there = key < len(document) if isinstance(document, list) and isinstance(key, int) else key in (document or {})
+        document = document[key] if there else None
+    return document
 
 
 def connect(
@@ -60,7 +107,7 @@ def connect(
             accepts = _narrowed(settings, field, accepts, made[name])
             for index, source in enumerate(sources_of(settings, field)):
                 if isinstance(source, StageSource):
-                    item: KeyPath = ("stages", name, field, index)
+                    item: KeyPath = ("stages", name, *key_path(field), index)
                     problem = _edge_problem(name, source.stage, accepts, made, tree)
                     problems += [tree.problem(item if item in tree.values else item[:-1], problem)] if problem else []
         connected[name] = _with_inputs(settings, filled)
@@ -96,7 +143,7 @@ def _kept(settings: StageSettings, own: Artifact | None, made: dict[str, Artifac
 def _omitted(settings: StageSettings, skipped: set[str]) -> Iterator[tuple[str, Accepts]]:
     """Yield the inputs that were left out and are needed; not those that were written and could not be read."""
     for field, accepts in input_fields(settings):
-        if getattr(settings, field) is None and field not in settings.unused_inputs() | skipped:
+        if "." not in field and getattr(settings, field) is None and field not in settings.unused_inputs() | skipped:
             yield field, accepts
 
 

@@ -50,6 +50,24 @@ def refuse_without_readers(steps: Sequence[Step]) -> None:
         raise UsageError(list(first.values()), hint="pip install 'llmpipe[data]'")
 
 
+def refuse_without_lm_eval(steps: Sequence[Step]) -> None:
+    """Refuse to begin where tasks of lm-eval are to be run and it is missing.
+
+    Raises:
+        UsageError: a step that is not skipped would run one; each is named.
+    """
+    if is_there("lm_eval"):
+        return
+    problems = [
+        Problem(f"stage {step.name} needs the package lm_eval to run it, which is not installed", where=task["lm_eval"])
+        for step in steps
+        for task in (step.record.settings.get("tasks") or () if step.action not in ("skip", "wait") else ())
+        if "lm_eval" in task
+    ]
+    if problems:
+        raise UsageError(problems, hint="pip install 'llmpipe[eval]'")
+
+
 def is_there(module: str) -> bool:
     """Tell whether a module can be imported, without importing it."""
     try:

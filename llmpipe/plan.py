@@ -107,18 +107,19 @@ def _record(
     """Resolve a stage's settings and inputs, and take their fingerprint."""
     inputs: list[Input] = []
     shown: list[str] = []
-    resolved: dict[str, Any] = {}
+    dumped = settings.model_dump(mode="json")
     for field_name, accepts in edges.input_fields(settings):
         sources = edges.sources_of(settings, field_name)
         if not sources:
             continue
         absolute = [_absolute(source, recipe.base) for source in sources]
-        value = getattr(settings, field_name)
-        resolved[field_name] = absolute if isinstance(value, list) else absolute[0]
+        *path, key = edges.key_path(field_name)
+        holder = edges.found_at(dumped, tuple(path))
+        written = [source.model_dump(mode="json") for source in absolute]
+        holder[key] = written if isinstance(holder[key], list) else written[0]
         for source, original in zip(absolute, sources, strict=True):
             inputs.append(_input(field_name, source, accepts.is_folder, fingerprints, cache))
             shown.append(_shown(original))
-    dumped = settings.model_copy(update=resolved).model_dump(mode="json")
     module = stages.load(settings.kind)
     identity = {
         "kind": settings.kind,

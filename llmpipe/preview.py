@@ -12,6 +12,7 @@ from typing import Any
 
 from llmpipe import stages
 from llmpipe.data import Problems, Row
+from llmpipe.data.benchmarks import table_of
 from llmpipe.data.classes import CLASSED
 from llmpipe.data.formats import CONVERSATIONS, documents
 from llmpipe.data.labelled import LABELLED
@@ -20,10 +21,11 @@ from llmpipe.data.prompts import PROMPTS
 from llmpipe.data.readers import code
 from llmpipe.data.rows import BINARY, expand, read_rows, shown, suffix_of
 from llmpipe.data.tables import Table, format_of
-from llmpipe.edges import input_fields, sources_of
+from llmpipe.edges import input_fields, key_path, sources_of
 from llmpipe.errors import LlmpipeError
 from llmpipe.plan import Step
-from llmpipe.settings import PathSource
+from llmpipe.settings import PathSource, StageSettings
+from llmpipe.tasks import Prompted
 
 MOST_FILES = 10
 """Of each source; a folder may hold a hundred thousand."""
@@ -52,17 +54,26 @@ def previews(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
         for name, accepts in input_fields(settings):
             for source in sources_of(settings, name) if step.action not in ("skip", "wait") else ():
                 if isinstance(source, PathSource) and not accepts.is_folder:
-                    yield from _of_source(step, source)
+                    yield from _of_source(step, source, _table(settings, name))
 
 
-def _of_source(step: Step, source: PathSource) -> Iterator[dict[str, Any]]:
+def _table(settings: StageSettings, field: str) -> Table[Any] | None:
+    """Return the formats that a field's rows are read by; None where it takes texts."""
+    if field.startswith("tasks."):
+        _, number, _ = key_path(field)
+        task = settings.tasks[number]  # type: ignore[attr-defined]  # only eval has such a field
+        return table_of(task) if isinstance(task, Prompted) else None
+    return TABLES.get(settings.kind)
+
+
+def _of_source(step: Step, source: PathSource, table: Table[Any] | None) -> Iterator[dict[str, Any]]:
     files = expand(source.path, base=Path(), format=source.format)
     for number, file in enumerate(files[:MOST_FILES], 1):
         more = len(files) - MOST_FILES if number == MOST_FILES else 0
-        yield {"stage": step.name, "file": shown(file), **_of_file(file, step.record.kind, source), "more": more}
+        yield {"stage": step.name, "file": shown(file), **_of_file(file, table, source), "more": more}
 
 
-def _of_file(file: Path, kind: str, source: PathSource) -> dict[str, Any]:
+def _of_file(file: Path, table: Table[Any] | None, source: PathSource) -> dict[str, Any]:
     """Tell how a file would be read, or what is wrong with its first row."""
     suffix = suffix_of(file)
     if suffix in code.LANGUAGES:
@@ -78,15 +89,14 @@ def _of_file(file: Path, kind: str, source: PathSource) -> dict[str, Any]:
         if row is None:
             noted.raise_any()
         else:
-            found = _format(row, kind, source)
+            found = _format(row, table, source)
     except LlmpipeError as error:
         problem = error.problems[0].message.partition("\n")[0]
     return {"format": found, "columns": list(row.value) if row else None, "problem": problem}
 
 
-def _format(row: Row, kind: str, source: PathSource) -> str:
-    """Return the name of the format that a stage of this kind reads a row by."""
-    table = TABLES.get(kind)
+def _format(row: Row, table: Table[Any] | None, source: PathSource) -> str:
+    """Return the name of the format that a row is read by."""
     if table is None:
         column = (source.columns or {}).get("text")
         list(documents([row], column=column))

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from llmpipe import edges, functions, passthrough, stages, yaml_tree
 from llmpipe.data.rows import expand
 from llmpipe.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
-from llmpipe.settings import STAGE_NAME, Accepts, FunctionSource, Passthrough, StageSettings, Strict
+from llmpipe.settings import STAGE_NAME, FunctionSource, Passthrough, StageSettings, Strict
 from llmpipe.wording import message_of, shown_value, yaml_path
 from llmpipe.yaml_tree import KeyPath, Tree
 
@@ -163,14 +163,12 @@ def _option_problems(name: str, model: type[StageSettings], raw: dict[str, Any],
 def _missing_files(
     name: str, model: type[StageSettings], raw: dict[str, Any], base: Path, tree: Tree
 ) -> Iterator[Problem]:
-    for field, info in model.model_fields.items():
-        accepts = next((extra for extra in info.metadata if isinstance(extra, Accepts)), None)
-        written = raw.get(field)
+    for field, (written, accepts) in edges.written_inputs(model, raw).items():
         for index, source in enumerate(written if isinstance(written, list) else [written]):
-            item: KeyPath = (field, index) if isinstance(written, list) else (field,)
+            item: KeyPath = (*field, index) if isinstance(written, list) else field
             for key in ("path", "gguf"):
                 path = source.get(key) if isinstance(source, dict) else None
-                if accepts is None or not isinstance(path, str) or not path:
+                if not isinstance(path, str) or not path:
                     continue
                 if key == "gguf":
                     found = _gguf_problem(path, base)
@@ -185,7 +183,7 @@ def _function_problems(name: str, settings: StageSettings, base: Path, tree: Tre
     for field, _ in edges.input_fields(settings):
         for index, source in enumerate(edges.sources_of(settings, field)):
             if isinstance(source, FunctionSource) and (message := functions.problem_with(source.function, base)):
-                item: KeyPath = ("stages", name, field, index)
+                item: KeyPath = ("stages", name, *edges.key_path(field), index)
                 yield tree.problem((*(item if item in tree.values else item[:-1]), "function"), message)
 
 

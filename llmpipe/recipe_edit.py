@@ -38,7 +38,7 @@ def text_as_used(recipe: Recipe, overrides: Sequence[str]) -> str:
     for name, settings in recipe.stages.items():
         written = document["stages"][name]
         for input_field, _ in edges.input_fields(settings):
-            sources = written.get(input_field)
+            sources = edges.found_at(written, edges.key_path(input_field))
             for source in sources if isinstance(sources, list) else [sources]:
                 for key in ("path", "gguf"):
                     if isinstance(source, dict) and key in source:

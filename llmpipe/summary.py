@@ -35,7 +35,10 @@ LABELS = {
     "nats_per_character": "nats per character",
     "bytes_per_token": "bytes per token",
 }
-HIDDEN = {"tokens", "hidden_tokens"}
+TASK_LABELS = {"acc": "accuracy", "acc_norm": "accuracy, per byte"}
+HIDDEN = {"tokens", "hidden_tokens", "rows"}
+SPREADS = ("_stderr", "_interval")
+"""What belongs to the figure of the same name without it."""
 MAKE_MODELS = ("pretrain", "sft", "lora", "dpo", "kto", "rlhf-ppo", "rloo", "grpo")
 SAMPLES = 3
 FINDINGS = 3
@@ -127,17 +130,32 @@ def measured(scores: Manifest, model: Manifest) -> bool:
 
 
 def label(key: str) -> str:
-    """Say a metric in words."""
+    """Say a metric in words; that of a benchmark task is called `piqa.acc`."""
+    task, dot, figure = key.rpartition(".")
+    if dot:
+        return f"{task}: {TASK_LABELS.get(figure, figure.replace('_', ' '))}"
     return LABELS.get(key, key.replace("_", " "))
 
 
 def score_rows(models: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Lay out what an eval stage measured: a row for each measure, a column for each model."""
-    keys = [key for entry in models.values() for key in entry if key != "samples" and key not in HIDDEN]
-    return [
-        (label(key), *(console.number(entry.get(key, ""), key=key) for entry in models.values()))
-        for key in dict.fromkeys(keys)
+    keys = [
+        key
+        for entry in models.values()
+        for key in entry
+        if key != "samples" and key.rpartition(".")[2] not in HIDDEN and not key.endswith(SPREADS)
     ]
+    return [(label(key), *(figure(entry, key) for entry in models.values())) for key in dict.fromkeys(keys)]
+
+
+def figure(entry: dict[str, Any], key: str) -> str:
+    """Write a measure, with its standard error where it has one: `.70 ± .06`."""
+    value, error = entry.get(key, ""), entry.get(f"{key}_stderr")
+    if error is None:
+        return console.number(value, key=key)
+    if 0 <= value <= 1:
+        return " ± ".join(f"{share:.2f}".removeprefix("0") for share in (value, error))
+    return f"{console.number(value)} ± {console.number(error)}"
 
 
 def answers(scores: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -18,6 +18,7 @@ from rich.text import Text
 from llmpipe import console, passthrough, stages
 from llmpipe import recipe as recipes
 from llmpipe.artifact import write_text
+from llmpipe.edges import models_within
 from llmpipe.errors import UsageError, did_you_mean
 from llmpipe.recipe_edit import name_from
 from llmpipe.settings import STAGE_NAME, AnySource, Passthrough, is_count
@@ -68,7 +69,7 @@ def _rows(model: type[BaseModel], *, prefix: str, passed_on: bool = False) -> It
             yield from _rows(info.annotation, prefix=f"{name}.")
         elif isinstance(made := info.get_default(call_default_factory=True), BaseModel):
             yield from _rows(type(made), prefix=f"{prefix}{name}.")
-        elif steps := [model for model in _listed(info.annotation) if "step" in model.model_fields]:
+        elif steps := [model for model in models_within(info.annotation) if "step" in model.model_fields]:
             yield {"key": name, "type": "list", "default": _default(info), "help": info.description or ""}
             for model in steps:
                 rows = _rows(model, prefix=f"{name}.{model.model_fields['step'].default}.")
@@ -81,13 +82,6 @@ def _rows(model: type[BaseModel], *, prefix: str, passed_on: bool = False) -> It
                 "default": _default(info),
                 "help": info.description or "",
             }
-
-
-def _listed(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models of which a field lists some."""
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [model for argument in typing.get_args(annotation) for model in _listed(argument)]
 
 
 def _words(annotation: Any) -> Iterator[str]:

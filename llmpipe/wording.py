@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from llmpipe import passthrough
 from llmpipe.errors import did_you_mean
 from llmpipe.settings import SOURCE_KEYS, STAGE_NAME, Passthrough
+from llmpipe.tasks import TASK_KEYS, tag_of
 from llmpipe.yaml_tree import KeyPath
 
 
@@ -34,7 +35,7 @@ def yaml_path(raw: Any, loc: tuple[str | int, ...]) -> KeyPath:
     return tuple(path)
 
 
-_TAGS = {*SOURCE_KEYS, "[key]", 0}
+_TAGS = {*SOURCE_KEYS, *map(tag_of, TASK_KEYS), "[key]", 0}
 _TYPES = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
@@ -56,9 +57,10 @@ def message_of(model: type[BaseModel], details: ErrorDetails) -> str:
         return _unknown_key(model, details["loc"])
     if kind == "missing":
         return "is missing"
-    if kind in ("too_short", "string_too_short") or not details["loc"]:
+    of_a_whole = kind == "value_error" and isinstance(value, dict)
+    if kind in ("too_short", "string_too_short") or of_a_whole or not details["loc"]:
         return _TYPES.get(kind, details["msg"].removeprefix("Value error, "))
-    if kind == "step" or (kind == "source" and isinstance(value, dict)):
+    if kind in ("step", "task") or (kind == "source" and isinstance(value, dict)):
         return details["msg"]
     if kind == "union_tag_invalid":
         known = context["expected_tags"].replace("'", "")

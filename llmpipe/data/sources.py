@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from llmpipe.context import Context
-from llmpipe.data import Problems, Row, noise, said, storyworld
+from llmpipe.data import Problems, Row, noise, said, storyworld, tables
 from llmpipe.data.bad_rows import collecting
 from llmpipe.data.classes import Classed, classed
 from llmpipe.data.formats import Conversation, conversations, documents
@@ -21,6 +21,7 @@ from llmpipe.data.prompts import prompts
 from llmpipe.data.readers import checked
 from llmpipe.data.rows import expand, read_rows
 from llmpipe.data.split import split_texts
+from llmpipe.data.tables import Table
 from llmpipe.errors import DataError, Problem, StageError
 from llmpipe.settings import AnySource, BuiltinSource, HubSource, PathSource, StageSource
 
@@ -134,6 +135,18 @@ def _prompts(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tu
         asked = (Prompt([said(turn["role"], turn["content"]) for turn in row["prompt"]]) for row in made)
         return ((Row(f"storyworld: row {n}", {}), prompt) for n, prompt in enumerate(asked, 1))
     return prompts(_rows(source, ctx, problems), problems=problems, **_reading(source))
+
+
+def read_asked(source: AnySource, ctx: Context, table: Table[Item]) -> Iterator[tuple[Row, Item]]:
+    """Yield what a benchmark task asks, by its one format, each with the row it came from."""
+    if isinstance(source, BuiltinSource):
+        hint = "the storyworld suite asks for stories; a task needs {path: FILE}"
+        raise DataError(Problem("has no questions to ask", source.builtin), hint=hint)
+    columns = source.columns if isinstance(source, PathSource | HubSource) else None
+    with collecting(source, ctx) as problems:
+        rows = _rows(source, ctx, problems)
+        (format,) = table.formats
+        yield from tables.converted(rows, table, columns=columns, format=format, problems=problems)
 
 
 def _story_rows(made: Iterable[storyworld.Row]) -> Iterator[Row]:

@@ -1,19 +1,21 @@
 """eval: measures models side by side. Reads models and held-out text; writes `scores.json`, one entry for each model.
 
     scores: {kind: eval, models: [base, chat], suites: [perplexity, samples], prompts: ["Once upon a time"]}
+    exams: {kind: eval, models: [base, chat], tasks: [{choices: {path: piqa.jsonl}, prompt: "{query}\nAnswer:"}]}
 
 Text that a pretrain stage held out is used when `data` is left out. Of models that do not guess the next token, the
 perplexity suite gives how well they guess what pretrain hides: `pseudo_perplexity`, `denoising_loss`; their samples
-fill in prompts with a gap, "The cat [MASK] on the mat".
+fill in prompts with a gap, "The cat [MASK] on the mat". What each row of a benchmark task came to is in `tasks.jsonl`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmpipe.context import Context, Result
 from llmpipe.settings import (
@@ -27,9 +29,12 @@ from llmpipe.settings import (
     StageSource,
     source_key,
 )
+from llmpipe.tasks import AnyTask, repeated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmpipe.evaluation.tasks import Outcome
 
 VERSION = 2
 
@@ -50,7 +55,14 @@ class Settings(StageSettings):
         description="text to measure; a pretrain or curate stage's name means the text it held out",
     )
     suites: list[Suite] = Field(
-        default=["perplexity", "samples"], min_length=1, description="perplexity, samples and storyworld"
+        default=["perplexity", "samples"], description="perplexity, samples and storyworld; none where there are tasks"
+    )
+    tasks: list[AnyTask] | None = Field(
+        None,
+        min_length=1,
+        description="benchmark tasks: {choices: SOURCE}, {continuation: SOURCE}, {exact_match: SOURCE}, {text: SOURCE} "
+        "or {lm_eval: NAME}, each with options",
+        exclude_if=lambda tasks: tasks is None,
     )
     context: Count | None = Field(None, description="tokens in a window of text; the model's own limit when left out")
     max_tokens: Count = Field(1_000_000, description="no further text is begun once this many are measured")
@@ -60,6 +72,20 @@ class Settings(StageSettings):
     max_new_tokens: Count = Field(64, description="longest answer")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token every time")
     stories: int = Field(200, gt=0, description="stories to judge in the storyworld suite, from pairs held out of sft")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_alone(cls, value: Any) -> Any:
+        """Where there are tasks, no suite runs that was not asked for."""
+        return {"suites": [], **value} if isinstance(value, dict) and value.get("tasks") else value
+
+    @model_validator(mode="after")
+    def _something_is_measured(self) -> Settings:
+        if not self.suites and not self.tasks:
+            raise ValueError("there is nothing to measure: `suites:` is empty, and there are no `tasks:`")
+        if name := repeated(self.tasks or []):
+            raise ValueError(f"two tasks are called {name}; give one of them another `name:`")
+        return self
 
     def unused_inputs(self) -> frozenset[str]:
         """Text is looked for in the lineage of the models; see `held_out_text`."""
@@ -81,23 +107,30 @@ def run(settings: Settings, ctx: Context) -> Result:
     """Put every model through the suites."""
     import torch
 
-    from llmpipe.artifact import write_json
+    from llmpipe.artifact import write_json, write_text
     from llmpipe.training import models
 
     assert settings.models is not None
     names = labels(settings.models)
     ctx.explain(f"Evaluation puts {' and '.join(names)} through the same text and the same prompts, one by one.")
     scores: dict[str, dict[str, Any]] = {}
+    rows: list[dict[str, Any]] = []
     for name, source in zip(names, settings.models, strict=True):
         model, tokenizer = models.load(source, ctx, kinds=tuple(models.CLASSES))
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         ctx.progress(doing=f"measuring {name}")
         scores[name] = measure(settings, model, tokenizer, ctx)
+        if settings.tasks:
+            found = examine(settings, model, tokenizer, ctx, name=name)
+            scores[name] |= found.figures
+            rows += found.rows
+    if settings.tasks:
+        write_text(ctx.dir / "tasks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_json(ctx.output("scores"), {"models": scores, "prompts": settings.prompts})
     flat = {
         f"{name}.{key}": value for name, entry in scores.items() for key, value in entry.items() if key != "samples"
     }
-    return Result(outputs=["scores.json"], metrics=flat)
+    return Result(outputs=["scores.json", *(["tasks.jsonl"] if settings.tasks else [])], metrics=flat)
 
 
 def labels(sources: Sequence[AnySource]) -> list[str]:
@@ -163,6 +196,17 @@ def guess(
         "nats_per_character": score.nats_per_character,
         "tokens": score.tokens,
     }
+
+
+def examine(
+    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context, *, name: str
+) -> Outcome:
+    """Put a model through the tasks; its figures are called TASK.FIGURE."""
+    from llmpipe.evaluation.tasks import Subject, examined
+    from llmpipe.training.models import context_length, fitting_context
+
+    window = fitting_context(model, settings.context or context_length(model))
+    return examined(settings.tasks or [], Subject(name, model, tokenizer, window, settings.add_bos), ctx)
 
 
 def judge_stories(

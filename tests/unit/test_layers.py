@@ -30,6 +30,7 @@ LAYERS = [
     {"edges"},
     {"stages"},
     {"architectures", "curation", "data", "context"},
+    {"tasks"},
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
     {"errors", "console", "reading"},
 ]

@@ -136,6 +136,51 @@ MISTAKES = {
         "  scores: {kind: eval, models: [{hub: a/b}]}\n",
         ["3:3: stages.scores: perplexity needs text: name some with `data:`, or leave it out of `suites:`"],
     ),
+    "two kinds of task in one": (
+        "  scores: {kind: eval, models: [{hub: a/b}], tasks: [{text: {path: r.yaml}, lm_eval: arc}]}\n",
+        [
+            "3:54: stages.scores.tasks.0: name one kind of task, not both text and lm_eval; "
+            "kinds are choices, continuation, exact_match, text, lm_eval"
+        ],
+    ),
+    "a task of nothing": (
+        "  scores: {kind: eval, models: [{hub: a/b}], tasks: [{limit: 3}, piqa]}\n",
+        [
+            "3:54: stages.scores.tasks.0: name its kind and its data; kinds are choices, continuation, exact_match, ",
+            "3:66: stages.scores.tasks.1: a task is a mapping, such as {choices: {path: FILE}}",
+        ],
+    ),
+    "keys of a task": (
+        "  scores: {kind: eval, models: [{hub: a/b}], tasks: [{choices: {path: nowhere}, limt: 3, prompt: '{a', "
+        "shots: -1}]}\n",
+        [
+            "3:71: stages.scores.tasks.0.choices.path: no such file",
+            "3:81: stages.scores.tasks.0.limt: unknown key, did you mean limit?",
+            "stages.scores.tasks.0.prompt: must have its braces in pairs, as in {query}; a brace itself is ",
+            "stages.scores.tasks.0.shots: must be greater than or equal to 0, not -1",
+        ],
+    ),
+    "more than a column in braces": (
+        "  scores: {kind: eval, models: [{hub: a/b}], tasks: [{text: {path: r.yaml}}, {choices: {path: r.yaml}, "
+        "prompt: '{a.b}'}]}\n",
+        ["stages.scores.tasks.1.prompt: must have nothing but the name of a column in its braces, as in {query}"],
+    ),
+    "shots of nothing": (
+        "  scores: {kind: eval, models: [{hub: a/b}], tasks: [{choices: {path: r.yaml}, shots: 3}]}\n",
+        ["stages.scores.tasks.0: shots need rows to show: examples: {path: FILE}"],
+    ),
+    "two tasks of one name": (
+        "  scores: {kind: eval, models: [{hub: a/b}], tasks: [{text: {path: r.yaml}}, {choices: {path: r.yaml}}]}\n",
+        ["stages.scores: two tasks are called r; give one of them another `name:`"],
+    ),
+    "no suite and no task": (
+        "  scores: {kind: eval, models: [{hub: a/b}], suites: []}\n",
+        ["stages.scores: there is nothing to measure: `suites:` is empty, and there are no `tasks:`"],
+    ),
+    "a stage that a task cannot read": (
+        TOK + BASE + "  scores: {kind: eval, models: [base], tasks: [{choices: tok}]}\n",
+        ["5:58: stages.scores.tasks.0.choices: stage 'tok' makes a tokenizer, a dataset is needed"],
+    ),
     "a style that nobody speaks": (
         "  tok: {kind: tokenizer, data: {builtin: storyworld, style: pirat}}\n",
         ["3:61: stages.tok.data.style: must be 'pirate', not 'pirat'"],

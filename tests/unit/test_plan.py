@@ -33,7 +33,7 @@ stages:
   ppo: {kind: rlhf-ppo, data: {path: a.txt}, model: base, reward: judge}
   left: {kind: rloo, data: {path: a.txt}, model: base, reward: judge}
   group: {kind: grpo, data: {path: a.txt}, model: base, reward: judge}
-  scores: {kind: eval, models: [base], data: base}
+  scores: {kind: eval, models: [base], data: base, suites: [perplexity]}
   corpus: {kind: curate, data: {path: a.txt}, steps: [decontaminate], evaluation: {path: a.txt}}
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
@@ -53,6 +53,7 @@ VALUES: dict[Any, Any] = {
     "models": ["chat"],
     "held_out": {"share": 0.2},
     "suites": ["samples"],
+    "tasks": [{"text": {"path": "b.txt"}}],
     "special_tokens": ["<a>"],
     "chat_template": "{{ messages }}",
     "prompts": ["a"],
