@@ -17,6 +17,7 @@ from llmpipe.flags import (
     Force,
     InProcess,
     Json,
+    Junit,
     Processes,
     RunDir,
     Set,
@@ -83,6 +84,7 @@ def run(
     in_process: InProcess = False,
     processes: Processes = None,
     allow_code: AllowCode = False,
+    junit: Junit = None,
     json_output: Json = False,
 ) -> None:
     """Run a recipe: what is done is skipped, what was interrupted goes on, what changed runs again."""
@@ -100,6 +102,7 @@ def run(
         allow_code=allow_code,
         verify=verify,
         selection=selection,
+        junit=junit,
     )
     run_recipe(recipe, run, request)
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"push", "inspection"},
     {"export"},
     {"report"},
-    {"cards"},
+    {"cards", "junit"},
     {"packages", "preview", "runner", "summary", "vocabulary", "doctor", "recipe_edit", "diff", "logs", "clean"},
     {"launch"},
     {"worker"},
@@ -30,7 +30,10 @@ LAYERS = [
     {"edges"},
     {"stages"},
     {"architectures", "curation", "data", "context"},
+    {"judging"},
+    {"bounds"},
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
+    {"server"},
     {"errors", "console", "reading"},
 ]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors", "gguf"}
