@@ -140,6 +140,49 @@ def score_rows(models: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
+def change_rows(scores: dict[str, Any], *, only_clear: bool) -> list[tuple[str, ...]]:
+    """Lay out what changed from model to model, each change with its 95 % interval.
+
+    `only_clear` leaves out what may be chance: where the interval holds 0, or there is none.
+    """
+    rows: list[tuple[str, ...]] = []
+    shown = ""
+    for found in scores.get("changes", ()):
+        key, interval = found["metric"], found["interval"]
+        if key in HIDDEN or (only_clear and (interval is None or interval[0] <= 0 <= interval[1])):
+            continue
+        pair = f"{found['from']} → {found['to']}"
+        values = (console.number(found[side], key=key) for side in ("before", "after"))
+        reach = " to ".join(_moved(edge, key) for edge in interval or ())
+        rows.append(("" if pair == shown else pair, label(key), *values, _moved(found["change"], key), reach))
+        shown = pair
+    return rows
+
+
+CHANGES = ("", "measure", "before", "after", "change", "95 % interval")
+
+
+def _moved(value: float, key: str) -> str:
+    return f"{100 * value:+.0f}%" if key.endswith("_share") else f"{value:+.3g}"
+
+
+def win_rows(scores: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Lay out the win rates."""
+    return [
+        (
+            f"{one['of']} over {one['against']}",
+            f"{one['win_rate']:.0%}",
+            " to ".join(f"{edge:.0%}" for edge in one["interval"]),
+            *(str(one[which]) for which in ("wins", "ties", "losses", "unjudged")),
+            one["judge"],
+        )
+        for one in scores.get("win_rates", ())
+    ]
+
+
+WINS = ("", "win rate", "95 % interval", "won", "tied", "lost", "unjudged", "judged by")
+
+
 def answers(scores: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the prompts of an eval stage, each with what every model answered."""
     models = {name: entry["samples"] for name, entry in scores["models"].items() if "samples" in entry}
@@ -157,6 +200,12 @@ def show_scores(folder: Path, name: str) -> None:
     if rows:
         console.say("")
         console.show(console.table(rows, header=(name, *models), right=range(1, len(models) + 1)))
+    if moved := change_rows(scores, only_clear=True):
+        console.say("")
+        console.show(console.table(moved, header=CHANGES, right=(2, 3, 4, 5)))
+    if won := win_rows(scores):
+        console.say("")
+        console.show(console.table(won, header=WINS, right=range(1, 7)))
     for prompt, told in answers(scores):
         console.say(f"\n  {prompt}", style="bold")
         if told:

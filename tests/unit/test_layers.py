@@ -17,7 +17,7 @@ LAYERS = [
     {"stage_commands", "run_commands"},
     {"flags"},
     {"pipeline"},
-    {"push", "inspection"},
+    {"push", "inspection", "generate"},
     {"export"},
     {"report"},
     {"cards", "junit"},
