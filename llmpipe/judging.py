@@ -106,7 +106,9 @@ class JudgingSettings(StageSettings):
     def judged_metrics_of(self, name: str) -> list[str]:
         """Name what judging may say of a model."""
         is_judged = self.judge is not None or self.rankings is not None
-        return [one.metric for one in self.win_rate if one.of == name and is_judged]
+        found = [one.metric for one in self.win_rate if one.of == name and is_judged]
+        found += ["refused_share"] if self.refusals else []
+        return found + (["she_accuracy", "he_accuracy", "they_accuracy"] if self.pronouns else [])
 
     def contest_problem(self, names: list[str], *, asks: bool) -> str | None:
         """Say what is wrong with the win rates, given the names of the models and whether there are prompts."""

@@ -33,6 +33,10 @@ LABELS = {
     "pseudo_perplexity": "pseudo-perplexity of hidden tokens",
     "denoising_loss": "nats per missing token",
     "nats_per_character": "nats per character",
+    "refused_share": "refuses what it should",
+    "she_accuracy": "knows whom she means",
+    "he_accuracy": "knows whom he means",
+    "they_accuracy": "knows whom they means",
     "bytes_per_token": "bytes per token",
 }
 HIDDEN = {"tokens", "hidden_tokens"}

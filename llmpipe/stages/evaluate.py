@@ -95,6 +95,7 @@ def run(settings: Settings, ctx: Context) -> Result:
     from llmpipe.evaluation import changes
     from llmpipe.evaluation.contests import ANSWERS, prepared
     from llmpipe.evaluation.generate import Sampling
+    from llmpipe.evaluation.safety import Safety
     from llmpipe.training import models
 
     assert settings.models is not None
@@ -102,6 +103,7 @@ def run(settings: Settings, ctx: Context) -> Result:
     ctx.explain(f"Evaluation puts {' and '.join(names)} through the same text and the same prompts, one by one.")
     sampling = Sampling(settings.max_new_tokens, settings.temperature, ctx.seed)
     contests = prepared(settings, ctx, sampling, settings.prompts) if settings.win_rate else None
+    safety = Safety(settings, ctx, sampling)
     scores: dict[str, dict[str, Any]] = {}
     items: dict[str, dict[str, Items]] = {}
     for name, source in zip(names, settings.models, strict=True):
@@ -110,13 +112,17 @@ def run(settings: Settings, ctx: Context) -> Result:
         ctx.progress(doing=f"measuring {name}")
         items[name] = {}
         scores[name] = measure(settings, model, tokenizer, ctx, items[name])
+        chat = settings.chat and tokenizer.chat_template is not None
+        scores[name] |= safety.measure(name, model, tokenizer, items[name], chat=chat)
         if contests is not None:
-            contests.hear(name, model, tokenizer, chat=settings.chat and tokenizer.chat_template is not None)
+            contests.hear(name, model, tokenizer, chat=chat)
     flat = {
         f"{name}.{key}": value for name, entry in scores.items() for key, value in entry.items() if key != "samples"
     }
     found: dict[str, Any] = {"models": scores, "prompts": settings.prompts}
     found["changes"] = changes.table(scores, items, changes.steps(settings.models, names, ctx), seed=ctx.seed)
+    if safety.details:
+        found["safety"] = safety.details
     if contests is not None:
         found["win_rates"] = contests.results()
         flat |= {f"{one['of']}.beats_{one['against']}_share": one["win_rate"] for one in found["win_rates"]}
