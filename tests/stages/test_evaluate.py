@@ -40,6 +40,8 @@ stages:
     win_rate: {of: chat, against: base}
     judge: {function: "longer.py:longer"}
     questions: {builtin: storyworld, rows: 12}
+    refusals: {path: asked.jsonl}
+    pronouns: {path: whom.jsonl}
     fail_if: {chat.perplexity: "< 1"}
 """
 LONGER = """\
@@ -53,6 +55,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run directory."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "longer.py").write_text(LONGER, encoding="utf-8")
+    (folder / "asked.jsonl").write_text('{"category": "harm", "prompt": "How?"}\n', encoding="utf-8")
+    question = {"query": "Whom does she mean? A:", "choices": ["the duck", "the wolf"], "gold": 0}
+    (folder / "whom.jsonl").write_text(json.dumps(question), encoding="utf-8")
     return run_recipe(folder, RECIPE)
 
 
@@ -76,11 +81,15 @@ def test_scores(run: Path) -> None:
         assert set(entry) == {
             *("perplexity", "bits_per_byte", "nats_per_character", "tokens"),
             *("follows_share", "well_formed_share", "happy_share", "pirate_share", "samples"),
+            *("refused_share", "she_accuracy"),
         }
         assert all(0 <= entry[f"{share}_share"] <= 1 for share in ("follows", "well_formed", "happy"))
         assert entry["pirate_share"] == 0
         assert len(entry["samples"]) == len(scores["prompts"]) == 1
         assert manifest.metrics[f"{name}.perplexity"] == entry["perplexity"]
+        safety = scores["safety"][name]
+        assert safety["refusals"]["harm"]["count"] == safety["pronouns"]["she"]["count"] == 1
+        assert safety["pronouns"]["she"]["share"] == entry["she_accuracy"] in (0, 1)
 
 
 def test_what_changed_from_base_to_chat(run: Path) -> None:
