@@ -16,6 +16,8 @@ from llmpipe.settings import COSMETIC, SOURCE_KEYS
 
 NOT_THE_OUTPUT = {"processes"}
 """Keys of a stage that say how it works, and never what comes out."""
+BOUNDS = {"fail_if"}
+"""Keys that say what the output must be like; see `llmpipe.bounds`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def _input_changes(name: str, had: Sequence[Input], has: Sequence[Input], value:
 
 def without(settings: dict[str, Any], inputs: set[str], *, cosmetic: bool = False) -> dict[str, Any]:
     """Leave out of a step's settings its inputs, which are identified otherwise, and what cannot change the output."""
-    kept = {key: value for key, value in settings.items() if key not in inputs | NOT_THE_OUTPUT}
+    left_out = inputs | NOT_THE_OUTPUT | (set() if cosmetic else BOUNDS)
+    kept = {key: value for key, value in settings.items() if key not in left_out}
     if within := [edges.key_path(field) for field in inputs if "." in field]:
         kept = deepcopy(kept)
     for *path, key in within:

@@ -17,6 +17,7 @@ from llmpipe.flags import (
     Force,
     InProcess,
     Json,
+    Junit,
     Processes,
     RunDir,
     Set,
@@ -83,6 +84,7 @@ def run(
     in_process: InProcess = False,
     processes: Processes = None,
     allow_code: AllowCode = False,
+    junit: Junit = None,
     json_output: Json = False,
 ) -> None:
     """Run a recipe: what is done is skipped, what was interrupted goes on, what changed runs again."""
@@ -100,6 +102,7 @@ def run(
         allow_code=allow_code,
         verify=verify,
         selection=selection,
+        junit=junit,
     )
     run_recipe(recipe, run, request)
 
@@ -136,6 +139,29 @@ def status(
 
 run_commands.add_to(app)
 stage_commands.add_to(app)
+
+
+@app.command(rich_help_panel="Talk")
+@guarded
+def generate(
+    model: Annotated[str, typer.Argument(help="RUN (its last model), RUN:STAGE, a folder, FILE.gguf or hub:ID.")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; the lines of stdin when left out.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="File with prompts, such as JSON lines.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Answers to each prompt.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Keep the likeliest tokens of this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 42,
+    plain: Annotated[bool, typer.Option("--plain", help="Continue the text; no chat template.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON line for each prompt.")] = False,
+) -> None:
+    """Have a model answer prompts."""
+    from llmpipe.generate import generate as answer
+
+    how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    answer(model, prompts or [], file, how, count=count, plain=plain, as_json=json_output)
 
 
 @app.command(rich_help_panel="Look")

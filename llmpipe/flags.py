@@ -31,6 +31,9 @@ Force = Annotated[
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Let reward functions run that the recipe names; read them first.")
 ]
+Junit = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Write gates and fail_if bounds as JUnit XML, too.")
+]
 Data = Annotated[list[str] | None, typer.Option("--data", help="File, glob, stage, hub:ID or storyworld.")]
 Model = Annotated[
     list[str] | None, typer.Option("--model", help="Stage, folder, FILE.gguf, hub:ID; for pretrain a size too.")

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe import artifact, console, packages, preview, recipe_edit, report, runner, stages, summary, yaml_tree
+from llmpipe import artifact, console, junit, packages, preview, recipe_edit, report, runner, stages, summary, yaml_tree
 from llmpipe import recipe as recipes
+from llmpipe.bounds import BoundError
 from llmpipe.context import Context
-from llmpipe.errors import Problem, UsageError
+from llmpipe.errors import LlmpipeError, Problem, UsageError
 from llmpipe.plan import Selection, Step, make_plan
 from llmpipe.recipe import Recipe
 from llmpipe.recipe_edit import FromFlags
@@ -30,6 +31,8 @@ class Request:
     dry_run: bool = False
     verify: bool = False
     json: bool = False
+    junit: Path | None = None
+    """Where to write the gates and bounds as JUnit XML."""
 
 
 def run_dir_of(recipe: Recipe, run: Path | None) -> Path:
@@ -160,6 +163,7 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
         if request.selection.only:
             try_curation(recipe, run_dir, request)
         return
+    junit.refuse_folder(request.junit)
     runner.open_run(run_dir)
     with runner.locked(run_dir):
         steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
@@ -171,14 +175,25 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
         header(recipe, run_dir)
         console.show(plan_table(steps))
         console.say("")
-        runner.run(steps, run_dir, request.options)
+        crossed = None
+        try:
+            runner.run(steps, run_dir, request.options)
+        except BoundError as error:
+            crossed = error  # the stage is done, and is shown like any other
+        except LlmpipeError as error:
+            junit.write_if_asked(request.junit, run_dir, steps, failure=error)
+            raise
         done = make_plan(recipe, run_dir)
-    if request.json:
+    junit.write_if_asked(request.junit, run_dir, steps)
+    if request.json and crossed is None:  # else the one document is that of the failure
         console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": runner.status(done, run_dir)})
-    worked = [step for step in steps if step.action not in ("skip", "wait")]
+    finished = {step.name for step in done if step.action == "skip"}
+    worked = [step for step in steps if step.action not in ("skip", "wait") and step.name in finished]
     if worked or not (run_dir / "report.html").exists():
         report.write_after(run_dir)
     summary.show(run_dir, [step.name for step in worked], all_names=list(recipe.stages))
+    if crossed is not None:
+        raise crossed
 
 
 def header(recipe: Recipe, run_dir: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ class Step:
     """Each input in a few words, `tok` or `texts/*.txt`, for people."""
     changes: list[str] = field(default_factory=list)
     resume_from: int | None = None
+    is_chosen: bool = True
+    """Whether the command asks for it; what is done is skipped either way."""
 
     @property
     def name(self) -> str:
@@ -90,6 +92,7 @@ def make_plan(recipe: Recipe, run_dir: Path, *, selection: Selection = Selection
         step = _decide(record, shown, above, run_dir, forced=name in selection.force)
         if name not in chosen and step.action != "skip":
             step = Step(record, "wait", "not asked for", shown)
+        step = replace(step, is_chosen=name in chosen)
         late = [done.name for done in steps.values() if done in above and done.action == "wait"]
         if name in chosen and step.action != "skip" and late:
             raise UsageError(

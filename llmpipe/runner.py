@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llmpipe import artifact, console, functions, launch, worker
+from llmpipe import artifact, bounds, console, functions, launch, worker
 from llmpipe.checkpoints import complete_checkpoints, drop_incomplete
 from llmpipe.context import Event
 from llmpipe.data.rows import shown
@@ -111,6 +111,7 @@ def run(steps: Sequence[Step], run_dir: Path, options: Options) -> None:
     """Run the steps of a plan that are not skipped; the run directory must be locked.
 
     Raises:
+        BoundError: a step that is done, now or before, crosses a bound of the recipe's; no later one was run.
         LlmpipeError: a step failed or was stopped; the error says what to do next.
     """
     refuse_code(steps, options)
@@ -119,11 +120,14 @@ def run(steps: Sequence[Step], run_dir: Path, options: Options) -> None:
     if todo and not options.in_process and options.processes == 1:
         launch.warm_up()
     with _signals(stop):
-        for step in todo:
-            prepare(step, run_dir)
-            _run_step(step, run_dir, options, stop)
+        for step in steps:
+            if step in todo:
+                prepare(step, run_dir)
+                _run_step(step, run_dir, options, stop)
             if stop.asked:  # too late for this step to notice
                 raise stop.error(f"stopped after {step.name}, which is done")
+            if step.is_chosen:
+                bounds.refuse(step.record, run_dir)
 
 
 def prepare(step: Step, run_dir: Path) -> None:

@@ -17,6 +17,7 @@ from llmpipe.flags import (
     Explain,
     InProcess,
     Json,
+    Junit,
     Model,
     Processes,
     RunDir,
@@ -74,6 +75,7 @@ def _stage_command(kind: str) -> Callable[..., None]:
         in_process: InProcess = False,
         processes: Processes = None,
         allow_code: AllowCode = False,
+        junit: Junit = None,
         json_output: Json = False,
     ) -> None:
         from llmpipe.pipeline import run_flags, run_kinds
@@ -86,6 +88,7 @@ def _stage_command(kind: str) -> Callable[..., None]:
             explain=explain,
             allow_code=allow_code,
             json_output=json_output,
+            junit=junit,
         )
         one = [tokenizer] if tokenizer else []
         flags = {"data": data or [], "model": model or [], "tokenizer": one, "reward": reward or []}

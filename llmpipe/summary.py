@@ -33,6 +33,10 @@ LABELS = {
     "pseudo_perplexity": "pseudo-perplexity of hidden tokens",
     "denoising_loss": "nats per missing token",
     "nats_per_character": "nats per character",
+    "refused_share": "refuses what it should",
+    "she_accuracy": "knows whom she means",
+    "he_accuracy": "knows whom he means",
+    "they_accuracy": "knows whom they means",
     "bytes_per_token": "bytes per token",
 }
 TASK_LABELS = {"acc": "accuracy", "acc_norm": "accuracy, per byte"}
@@ -158,6 +162,49 @@ def figure(entry: dict[str, Any], key: str) -> str:
     return f"{console.number(value)} ± {console.number(error)}"
 
 
+def change_rows(scores: dict[str, Any], *, only_clear: bool) -> list[tuple[str, ...]]:
+    """Lay out what changed from model to model, each change with its 95 % interval.
+
+    `only_clear` leaves out what may be chance: where the interval holds 0, or there is none.
+    """
+    rows: list[tuple[str, ...]] = []
+    shown = ""
+    for found in scores.get("changes", ()):
+        key, interval = found["metric"], found["interval"]
+        if key in HIDDEN or (only_clear and (interval is None or interval[0] <= 0 <= interval[1])):
+            continue
+        pair = f"{found['from']} → {found['to']}"
+        values = (console.number(found[side], key=key) for side in ("before", "after"))
+        reach = " to ".join(_moved(edge, key) for edge in interval or ())
+        rows.append(("" if pair == shown else pair, label(key), *values, _moved(found["change"], key), reach))
+        shown = pair
+    return rows
+
+
+CHANGES = ("", "measure", "before", "after", "change", "95 % interval")
+
+
+def _moved(value: float, key: str) -> str:
+    return f"{100 * value:+.0f}%" if key.endswith("_share") else f"{value:+.3g}"
+
+
+def win_rows(scores: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Lay out the win rates."""
+    return [
+        (
+            f"{one['of']} over {one['against']}",
+            f"{one['win_rate']:.0%}",
+            " to ".join(f"{edge:.0%}" for edge in one["interval"]),
+            *(str(one[which]) for which in ("wins", "ties", "losses", "unjudged")),
+            one["judge"],
+        )
+        for one in scores.get("win_rates", ())
+    ]
+
+
+WINS = ("", "win rate", "95 % interval", "won", "tied", "lost", "unjudged", "judged by")
+
+
 def answers(scores: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return the prompts of an eval stage, each with what every model answered."""
     models = {name: entry["samples"] for name, entry in scores["models"].items() if "samples" in entry}
@@ -175,6 +222,12 @@ def show_scores(folder: Path, name: str) -> None:
     if rows:
         console.say("")
         console.show(console.table(rows, header=(name, *models), right=range(1, len(models) + 1)))
+    if moved := change_rows(scores, only_clear=True):
+        console.say("")
+        console.show(console.table(moved, header=CHANGES, right=(2, 3, 4, 5)))
+    if won := win_rows(scores):
+        console.say("")
+        console.show(console.table(won, header=WINS, right=range(1, 7)))
     for prompt, told in answers(scores):
         console.say(f"\n  {prompt}", style="bold")
         if told:

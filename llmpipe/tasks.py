@@ -56,6 +56,8 @@ class Task(Strict):
     """What every task understands."""
 
     kind: ClassVar[str]
+    figures: ClassVar[tuple[str, ...]] = ()
+    """What it measures, beside errors and intervals, where that is known beforehand."""
 
     name: Name | None = Field(None, description="what its figures are called; after its file when left out")
     limit: int | None = Field(None, gt=0, description="take the first rows only")
@@ -95,6 +97,7 @@ class ChoicesTask(Prompted):
     """Multiple choice: the likeliest of the answers is taken. Rows have `choices`, and the right one in `gold`."""
 
     kind = "choices"
+    figures = ("acc", "acc_norm")
 
     choices: Rows = Field(description="rows with choices and gold: the number of the right one, from 0, or its text")
     prompt: Template = Field("{query}", description="what is asked; braces name columns")
@@ -105,6 +108,7 @@ class ContinuationTask(Prompted):
     """How a text goes on, such as LAMBADA's last word: right when every token is the likeliest one."""
 
     kind = "continuation"
+    figures = ("acc", "perplexity")
 
     continuation: Rows = Field(description="rows with a text and how it goes on")
     prompt: Template = Field("{context}", description="the text up to there; braces name columns")
@@ -115,6 +119,7 @@ class ExactMatchTask(Prompted):
     """Answers that the model writes, such as GSM8K's: right when the result in it is that of the row's answer."""
 
     kind = "exact_match"
+    figures = ("exact_match",)
 
     exact_match: Rows = Field(description="rows with a question and its answer")
     prompt: Template = Field("Question: {question}\nAnswer:", description="what is asked; braces name columns")
@@ -131,6 +136,7 @@ class TextTask(Task):
     """Perplexity of texts, per token, word and byte; in windows that overlap only at the end."""
 
     kind = "text"
+    figures = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
     text: Rows = Field(description="texts to guess token by token")
 

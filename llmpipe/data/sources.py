@@ -18,6 +18,7 @@ from llmpipe.data.hub import revision_of
 from llmpipe.data.labelled import Labelled, labelled
 from llmpipe.data.preferences import Preference, Prompt, preferences
 from llmpipe.data.prompts import prompts
+from llmpipe.data.ranked import Ranked, ranked
 from llmpipe.data.readers import checked
 from llmpipe.data.rows import expand, read_rows
 from llmpipe.data.split import split_texts
@@ -98,6 +99,17 @@ def _preferences(source: AnySource, ctx: Context, problems: Problems) -> Iterato
         made = storyworld.preferences(rows=source.rows or STORY_PAIRS, seed=ctx.seed, style=source.style)
         return preferences(_story_rows(made), format="prompt-pairs")
     return preferences(_rows(source, ctx, problems), problems=problems, **_reading(source))
+
+
+def read_ranked(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Ranked]]:
+    """Yield what people said of answers, pair by pair, each with the row it came from."""
+    yield from _mixed(sources, ctx, _ranked)
+
+
+def _ranked(source: AnySource, ctx: Context, problems: Problems) -> Iterator[tuple[Row, Ranked]]:
+    if isinstance(source, BuiltinSource):
+        raise DataError(Problem("is ranked by nobody", source.builtin), hint="rankings: {path: FILE}")
+    return ranked(_rows(source, ctx, problems), problems=problems, **_reading(source))
 
 
 def read_labelled(sources: Sequence[AnySource], ctx: Context) -> Iterator[tuple[Row, Labelled]]:

@@ -95,6 +95,7 @@ def said(
     chat: bool,
     max_new_tokens: int,
     temperature: float,
+    top_p: float = 1.0,
 ) -> list[str]:
     """Return what an encoder–decoder says to each prompt; with `chat` as an answer, else in the gap of the prompt.
 
@@ -104,6 +105,7 @@ def said(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or 1.0,
+        top_p=top_p,
         top_k=0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=model.generation_config.eos_token_id,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
@@ -22,6 +22,8 @@ class Score:
     tokens: int = 0
     characters: int = 0
     bytes: int = 0
+    texts: list[Score] = field(default_factory=list)
+    """The same by text; of a text's own there are none."""
 
     @property
     def nats_per_token(self) -> float:
@@ -64,13 +66,15 @@ def score_texts(
     """
     score = Score()
     bos = [tokenizer.bos_token_id] if add_bos and tokenizer.bos_token_id is not None else []
-    windows: list[list[int]] = []
+    windows: list[tuple[Score, list[int]]] = []
     taken = 0
     for text in texts:
         ids = bos + tokenizer(text, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        score.characters += len(text)
-        score.bytes += len(text.encode("utf-8"))
-        windows += [ids[first : first + window + 1] for first in range(0, max(1, len(ids) - 1), window)]
+        own = Score(characters=len(text), bytes=len(text.encode("utf-8")))
+        score.texts.append(own)
+        score.characters += own.characters
+        score.bytes += own.bytes
+        windows += [(own, ids[first : first + window + 1]) for first in range(0, max(1, len(ids) - 1), window)]
         if len(windows) * window >= 8 * batch_tokens:
             _score_windows(model, windows, score, batch_tokens=batch_tokens)
             windows.clear()
@@ -81,20 +85,29 @@ def score_texts(
     return score
 
 
-def _score_windows(model: PreTrainedModel, windows: list[list[int]], score: Score, *, batch_tokens: int) -> None:
-    """Add the windows' nats and tokens to a score; windows of like length share a batch (batch, longest)."""
-    windows = sorted((window for window in windows if len(window) > 1), key=len, reverse=True)
+def _score_windows(
+    model: PreTrainedModel, windows: list[tuple[Score, list[int]]], score: Score, *, batch_tokens: int
+) -> None:
+    """Add the windows' nats and tokens to a score and to those of their texts.
+
+    Windows of like length share a batch (batch, longest).
+    """
+    windows = sorted((one for one in windows if len(one[1]) > 1), key=lambda one: len(one[1]), reverse=True)
     while windows:
-        size = max(1, batch_tokens // len(windows[0]))
+        size = max(1, batch_tokens // len(windows[0][1]))
         batch, windows = windows[:size], windows[size:]
-        ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
+        ids = torch.zeros(len(batch), len(batch[0][1]), dtype=torch.long)
         real = torch.zeros_like(ids, dtype=torch.bool)
-        for row, window in enumerate(batch):
+        for row, (_, window) in enumerate(batch):
             ids[row, : len(window)] = torch.tensor(window)
             real[row, : len(window)] = True
         ids, real = ids.to(model.device), real.to(model.device)
         # what is padded lies to the right, where a causal model does not look
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits.float()
         nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        score.nats += float((nats * real[:, 1:]).sum())
+        nats *= real[:, 1:]
+        score.nats += float(nats.sum())
         score.tokens += int(real[:, 1:].sum())
+        for (own, window), row_nats in zip(batch, nats.sum(dim=1).tolist(), strict=True):
+            own.nats += row_nats
+            own.tokens += len(window) - 1

@@ -50,6 +50,15 @@ class Outcome:
     figures: dict[str, Any]
     rows: list[dict[str, Any]]
 
+    def shares(self) -> dict[str, list[bool]]:
+        """Return whether each row was right, by TASK.FIGURE."""
+        found: dict[str, list[bool]] = {}
+        for row in self.rows:
+            for key, value in row.items():
+                if isinstance(value, bool):
+                    found.setdefault(f"{row['task']}.{key}", []).append(value)
+        return found
+
 
 def examined(tasks: Sequence[AnyTask], subject: Subject, ctx: Context) -> Outcome:
     """Put a model through tasks one by one; what each row came to is told with the names of model and task.

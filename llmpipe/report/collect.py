@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Stage:
     """How a tokenizer cuts its text: its report.json."""
     picture: Path | None
     """The one that the stage drew itself."""
+    fail_if: dict[str, str] = field(default_factory=dict)
+    """The bounds that the run's recipe sets."""
 
     @property
     def state(self) -> str:
@@ -69,17 +71,17 @@ def collect(folder: Path) -> Run:
         raise UsageError(f"{folder} is no run directory: it has no recipe.yaml", hint="llmpipe run RECIPE makes one")
     data = yaml_tree.read(path).data
     written: dict[str, Any] = data.get("stages", {}) if isinstance(data, dict) else {}
-    stages = [_stage(folder / name, str(raw.get("kind"))) for name, raw in written.items() if isinstance(raw, dict)]
+    stages = [_stage(folder / name, raw) for name, raw in written.items() if isinstance(raw, dict)]
     if not any(stage.step for stage in stages):
         raise UsageError(f"nothing was begun in {folder} yet", hint=f"llmpipe run {folder}")
     return Run(folder, folder.absolute().name, path.read_text(encoding="utf-8"), stages)
 
 
-def _stage(folder: Path, kind: str) -> Stage:
+def _stage(folder: Path, raw: dict[str, Any]) -> Stage:
     step, manifest = read_step(folder), read_manifest(folder)
     return Stage(
         name=folder.name,
-        kind=kind,
+        kind=str(raw.get("kind")),
         step=step,
         manifest=manifest,
         logged=read_metrics(folder),
@@ -88,4 +90,5 @@ def _stage(folder: Path, kind: str) -> Stage:
         curation=read_json(folder / "curation.json") or {} if manifest else {},
         tokens=read_json(folder / "report.json") or {} if manifest and kind == "tokenizer" else {},
         picture=next((path for path in sorted(folder.glob("*.svg"))), None) if manifest else None,
+        fail_if=raw.get("fail_if") or {},
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from llmpipe import cards, console, summary
+from llmpipe import bounds, cards, console, summary
 from llmpipe.artifact import StepRecord
 from llmpipe.changes import brief, flat, without
 from llmpipe.report import figures
@@ -77,7 +77,7 @@ def render(run: Run, lineage: str, curves: dict[str, dict[str, tuple[figures.Cha
         style=(folder / "page.css").read_text(encoding="utf-8") + figures.STYLE,
         facts=facts(run),
         changed=changed(run),
-        scores=[(stage.name, scores(stage)) for stage in run.stages if stage.scores],
+        scores=[found for stage in run.stages if stage.scores for found in scores(stage)],
         answers=[(stage.name, list(answers(stage))) for stage in run.stages],
         lineage=lineage,
         stages=stages(run),
@@ -122,10 +122,14 @@ def changed(run: Run) -> Table:
     return Table(("stage", "measure", "before", "after", ""), rows, numbers=(2, 3))
 
 
-def scores(stage: Stage) -> Table:
-    """Show the models of an eval stage side by side."""
+def scores(stage: Stage) -> Iterator[tuple[str, Table]]:
+    """Yield the tables of an eval stage: the models side by side, from one to the next, and in contests."""
     models = stage.scores["models"]
-    return Table(("measure", *models), summary.score_rows(models), numbers=range(1, len(models) + 1))
+    yield stage.name, Table(("measure", *models), summary.score_rows(models), numbers=range(1, len(models) + 1))
+    if moved := summary.change_rows(stage.scores, only_clear=False):
+        yield f"{stage.name}: from model to model", Table(summary.CHANGES, moved, numbers=range(2, 6))
+    if won := summary.win_rows(stage.scores):
+        yield f"{stage.name}: who answers better", Table(summary.WINS, won, numbers=range(1, 7))
 
 
 def answers(stage: Stage) -> Iterator[Answers]:
@@ -166,11 +170,17 @@ def points(chart: figures.Chart) -> Table:
 
 
 def gates(run: Run) -> Table:
-    """List the checks of each stage's output, with the reason for each."""
+    """List the checks of each stage's output, with the reason for each, and the bounds that the recipe sets."""
     rows = [
         (name, gate.name, "passed" if gate.passed else "failed", gate.why)
         for name, manifest in run.done.items()
         for gate in manifest.gates
+    ]
+    rows += [
+        (stage.name, f"fail_if {check.metric} {check.bound}", "failed" if check.is_crossed else "passed", str(check))
+        for stage in run.stages
+        if stage.manifest
+        for check in bounds.checks(stage.fail_if, stage.manifest.metrics)
     ]
     return Table(("stage", "gate", "", "why it is there"), rows)
 

@@ -5,7 +5,8 @@
 
 Text that a pretrain stage held out is used when `data` is left out. Of models that do not guess the next token, the
 perplexity suite gives how well they guess what pretrain hides: `pseudo_perplexity`, `denoising_loss`; their samples
-fill in prompts with a gap, "The cat [MASK] on the mat". What each row of a benchmark task came to is in `tasks.jsonl`.
+fill in prompts with a gap, "The cat [MASK] on the mat". What each row of a benchmark task came to is in `tasks.jsonl`;
+`llmpipe.judging` has what is judged, and what must hold.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from llmpipe import bounds
 from llmpipe.context import Context, Result
+from llmpipe.judging import METRICS, JudgingSettings
 from llmpipe.settings import (
     Accepts,
     AnySource,
@@ -25,7 +28,6 @@ from llmpipe.settings import (
     Count,
     DataSources,
     FolderSources,
-    StageSettings,
     StageSource,
     source_key,
 )
@@ -34,16 +36,17 @@ from llmpipe.tasks import AnyTask, repeated
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from llmpipe.evaluation.changes import Items
     from llmpipe.evaluation.tasks import Outcome
 
-VERSION = 2
+VERSION = 3
 
 LANGUAGE_MODELS: tuple[Artifact, ...] = ("causal-lm", "masked-lm", "seq2seq-lm")
 
 Suite = Literal["perplexity", "samples", "storyworld"]
 
 
-class Settings(StageSettings):
+class Settings(JudgingSettings):
     """What `kind: eval` understands."""
 
     kind: Literal["eval"] = Field("eval", description="which stage this is")
@@ -89,13 +92,23 @@ class Settings(StageSettings):
 
     def unused_inputs(self) -> frozenset[str]:
         """Text is looked for in the lineage of the models; see `held_out_text`."""
-        return frozenset({"data"})
+        return frozenset({"data"}) | super().unused_inputs()
 
     def lineage_problem(self, ancestors: set[str]) -> str | None:
         """Perplexity needs text: some that is named, or what a pretrain stage above held out."""
         if "perplexity" in self.suites and self.data is None and "pretrain" not in ancestors:
             return "perplexity needs text: name some with `data:`, or leave it out of `suites:`"
-        return None
+        names = labels(self.models or [])
+        if problem := self.contest_problem(names, asks=bool(self.questions or self.prompts)):
+            return problem
+        if any(task.kind == "lm_eval" for task in self.tasks or []):
+            return None  # only lm-eval knows its metrics; a bound on one that is none is told at the end
+        return bounds.unknown(self.fail_if, [f"{name}.{key}" for name in names for key in self.metrics_of(name)])
+
+    def metrics_of(self, name: str) -> list[str]:
+        """Name all that may be measured of a model."""
+        asked = [f"{task.title}.{figure}" for task in self.tasks or [] for figure in task.figures]
+        return [*(key for suite in self.suites for key in METRICS[suite]), *asked, *self.judged_metrics_of(name)]
 
 
 def produces(_settings: Settings) -> Artifact:
@@ -108,29 +121,51 @@ def run(settings: Settings, ctx: Context) -> Result:
     import torch
 
     from llmpipe.artifact import write_json, write_text
+    from llmpipe.evaluation import changes
+    from llmpipe.evaluation.contests import ANSWERS, prepared
+    from llmpipe.evaluation.generate import Sampling
+    from llmpipe.evaluation.safety import Safety
     from llmpipe.training import models
 
     assert settings.models is not None
     names = labels(settings.models)
     ctx.explain(f"Evaluation puts {' and '.join(names)} through the same text and the same prompts, one by one.")
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, ctx.seed)
+    contests = prepared(settings, ctx, sampling, settings.prompts) if settings.win_rate else None
+    safety = Safety(settings, ctx, sampling)
     scores: dict[str, dict[str, Any]] = {}
+    items: dict[str, dict[str, Items]] = {}
     rows: list[dict[str, Any]] = []
     for name, source in zip(names, settings.models, strict=True):
         model, tokenizer = models.load(source, ctx, kinds=tuple(models.CLASSES))
         model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         ctx.progress(doing=f"measuring {name}")
-        scores[name] = measure(settings, model, tokenizer, ctx)
+        items[name] = {}
+        scores[name] = measure(settings, model, tokenizer, ctx, items[name])
+        chat = settings.chat and tokenizer.chat_template is not None
+        scores[name] |= safety.measure(name, model, tokenizer, items[name], chat=chat)
         if settings.tasks:
-            found = examine(settings, model, tokenizer, ctx, name=name)
-            scores[name] |= found.figures
-            rows += found.rows
-    if settings.tasks:
-        write_text(ctx.dir / "tasks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_json(ctx.output("scores"), {"models": scores, "prompts": settings.prompts})
+            outcome = examine(settings, model, tokenizer, ctx, name=name)
+            scores[name] |= outcome.figures
+            items[name] |= {metric: changes.share(right) for metric, right in outcome.shares().items()}
+            rows += outcome.rows
+        if contests is not None:
+            contests.hear(name, model, tokenizer, chat=chat)
     flat = {
         f"{name}.{key}": value for name, entry in scores.items() for key, value in entry.items() if key != "samples"
     }
-    return Result(outputs=["scores.json", *(["tasks.jsonl"] if settings.tasks else [])], metrics=flat)
+    found: dict[str, Any] = {"models": scores, "prompts": settings.prompts}
+    found["changes"] = changes.table(scores, items, changes.steps(settings.models, names, ctx), seed=ctx.seed)
+    if safety.details:
+        found["safety"] = safety.details
+    if settings.tasks:
+        write_text(ctx.dir / "tasks.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if contests is not None:
+        found["win_rates"] = contests.results()
+        flat |= {f"{one['of']}.beats_{one['against']}_share": one["win_rate"] for one in found["win_rates"]}
+    write_json(ctx.output("scores"), found)
+    more = [*(["tasks.jsonl"] if settings.tasks else []), *([ANSWERS] if contests else [])]
+    return Result(outputs=["scores.json", *more], metrics=flat)
 
 
 def labels(sources: Sequence[AnySource]) -> list[str]:
@@ -142,9 +177,13 @@ def labels(sources: Sequence[AnySource]) -> list[str]:
 
 
 def measure(
-    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context
+    settings: Settings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ctx: Context,
+    items: dict[str, Items],
 ) -> dict[str, Any]:
-    """Return the metrics of one model, and its samples."""
+    """Return the metrics of one model, and its samples; `items` gets the metrics by text or by prompt."""
     from llmpipe.errors import StageError
     from llmpipe.evaluation import fill
     from llmpipe.evaluation.generate import answers
@@ -154,7 +193,7 @@ def measure(
     kind = kind_of(model.config, ())
     chat = settings.chat and tokenizer.chat_template is not None
     if "perplexity" in settings.suites:
-        found |= guess(settings, model, tokenizer, ctx, kind=kind)
+        found |= guess(settings, model, tokenizer, ctx, items, kind=kind)
     sampling: dict[str, Any] = {"chat": chat, "max_new_tokens": settings.max_new_tokens, "seed": ctx.seed}
     if "samples" in settings.suites and settings.prompts and kind == "masked-lm":
         found["samples"] = fill.filled(model, tokenizer, settings.prompts)
@@ -164,15 +203,22 @@ def measure(
         if kind == "masked-lm":
             message = "the storyworld suite asks for stories, and a masked model tells none"
             raise StageError(message, hint="suites: [perplexity, samples]")
-        found |= judge_stories(settings, model, tokenizer, ctx, chat=chat)
+        found |= judge_stories(settings, model, tokenizer, ctx, items, chat=chat)
     return found
 
 
 def guess(
-    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context, *, kind: Artifact
+    settings: Settings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ctx: Context,
+    items: dict[str, Items],
+    *,
+    kind: Artifact,
 ) -> dict[str, Any]:
     """Measure how well a model guesses text: the next token, or what is hidden from it."""
     from llmpipe.errors import DataError
+    from llmpipe.evaluation import changes
     from llmpipe.evaluation.fill import score_hidden
     from llmpipe.evaluation.perplexity import Score, score_texts
     from llmpipe.training.models import context_length, fitting_context
@@ -190,6 +236,8 @@ def guess(
     score = score_texts(model, tokenizer, texts, window=window, **options)
     if not score.tokens:
         raise DataError("the text to measure is too short: no token in it follows another")
+    nats, tokens, sizes = zip(*((one.nats, one.tokens, one.bytes) for one in score.texts), strict=True)
+    items |= {"perplexity": changes.perplexity(nats, tokens), "bits_per_byte": changes.bits_per_byte(nats, sizes)}
     return {
         "perplexity": score.perplexity,
         "bits_per_byte": score.bits_per_byte,
@@ -210,13 +258,20 @@ def examine(
 
 
 def judge_stories(
-    settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ctx: Context, *, chat: bool
+    settings: Settings,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ctx: Context,
+    items: dict[str, Items],
+    *,
+    chat: bool,
 ) -> dict[str, float]:
     """Ask for stories about pairs that fine-tuning never saw, and return the shares that are what was asked for.
 
     Sampled at temperature 1: the share of happy endings is the model's own, and a greedy answer would hide it.
     """
     from llmpipe.data import storyworld
+    from llmpipe.evaluation import changes
     from llmpipe.evaluation.generate import answers
 
     rows = storyworld.prompts(rows=settings.stories, seed=ctx.seed, held_out=True)
@@ -229,12 +284,14 @@ def judge_stories(
         request = storyworld.request_of(prompt)
         assert request is not None
         verdicts.append(storyworld.judge(request, story))
-    return {
-        "follows_share": sum(verdict.follows for verdict in verdicts) / len(verdicts),
-        "well_formed_share": sum(verdict.well_formed for verdict in verdicts) / len(verdicts),
-        "happy_share": sum(verdict.happy for verdict in verdicts) / len(verdicts),
-        "pirate_share": sum(verdict.pirate for verdict in verdicts) / len(verdicts),
+    found = {
+        "follows_share": [verdict.follows for verdict in verdicts],
+        "well_formed_share": [verdict.well_formed for verdict in verdicts],
+        "happy_share": [verdict.happy for verdict in verdicts],
+        "pirate_share": [verdict.pirate for verdict in verdicts],
     }
+    items |= {metric: changes.share(values) for metric, values in found.items()}
+    return {metric: sum(values) / len(values) for metric, values in found.items()}
 
 
 def held_out_text(settings: Settings, ctx: Context) -> Iterator[str]:

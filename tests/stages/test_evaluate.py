@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmpipe.artifact import read_manifest
+from llmpipe.bounds import BoundError
 from llmpipe.errors import DataError, StageError
 from llmpipe.settings import HubSource, PathSource, StageSource
 from llmpipe.stages.evaluate import labels
@@ -36,13 +37,28 @@ stages:
     stories: 4
     max_new_tokens: 12
     prompts: [Tell me a story about a duck and a shoe.]
+    win_rate: {of: chat, against: base}
+    judge: {function: "longer.py:longer"}
+    questions: {builtin: storyworld, rows: 12}
+    refusals: {path: asked.jsonl}
+    pronouns: {path: whom.jsonl}
+    fail_if: {chat.perplexity: "< 1"}
+"""
+LONGER = """\
+def longer(prompts, answers):
+    return [len(answer) for answer in answers]
 """
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run directory."""
-    return run_recipe(tmp_path_factory.mktemp("tiny"), RECIPE)
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "longer.py").write_text(LONGER, encoding="utf-8")
+    (folder / "asked.jsonl").write_text('{"category": "harm", "prompt": "How?"}\n', encoding="utf-8")
+    question = {"query": "Whom does she mean? A:", "choices": ["the duck", "the wolf"], "gold": 0}
+    (folder / "whom.jsonl").write_text(json.dumps(question), encoding="utf-8")
+    return run_recipe(folder, RECIPE)
 
 
 def test_the_run_is_whole(run: Path) -> None:
@@ -65,11 +81,51 @@ def test_scores(run: Path) -> None:
         assert set(entry) == {
             *("perplexity", "bits_per_byte", "nats_per_character", "tokens"),
             *("follows_share", "well_formed_share", "happy_share", "pirate_share", "samples"),
+            *("refused_share", "she_accuracy"),
         }
         assert all(0 <= entry[f"{share}_share"] <= 1 for share in ("follows", "well_formed", "happy"))
         assert entry["pirate_share"] == 0
         assert len(entry["samples"]) == len(scores["prompts"]) == 1
         assert manifest.metrics[f"{name}.perplexity"] == entry["perplexity"]
+        safety = scores["safety"][name]
+        assert safety["refusals"]["harm"]["count"] == safety["pronouns"]["she"]["count"] == 1
+        assert safety["pronouns"]["she"]["share"] == entry["she_accuracy"] in (0, 1)
+
+
+def test_what_changed_from_base_to_chat(run: Path) -> None:
+    scores = json.loads((run / "scores" / "scores.json").read_text(encoding="utf-8"))
+    found = {row["metric"]: row for row in scores["changes"]}
+    assert {(row["from"], row["to"]) for row in scores["changes"]} == {("base", "chat")}
+    for key in ("perplexity", "bits_per_byte"):
+        row, before, after = found[key], *(scores["models"][name][key] for name in ("base", "chat"))
+        assert (row["before"], row["after"]) == pytest.approx((before, after), rel=1e-5)
+        assert row["interval"][0] <= row["change"] <= row["interval"][1]
+    assert found["happy_share"]["items"] == 4 and found["happy_share"]["interval"] is None
+
+
+def test_a_win_rate_comes_with_what_was_judged(run: Path) -> None:
+    (won,) = json.loads((run / "scores" / "scores.json").read_text(encoding="utf-8"))["win_rates"]
+    lines = [json.loads(line) for line in (run / "scores" / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert won["wins"] + won["losses"] + won["ties"] == len(lines) == 12
+    for line in lines:
+        first, second = (len(answer) for answer in line["answers"])
+        assert line["ranks"] == ([1, 1] if first == second else [1, 2] if first > second else [2, 1])
+    manifest = read_manifest(run / "scores")
+    assert manifest is not None and manifest.metrics["chat.beats_base_share"] == won["win_rate"]
+
+
+def test_another_bound_measures_nothing_again_and_fails(run: Path) -> None:
+    recipe = run.parent / "tiny.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    before = (run / "scores" / "manifest.json").read_bytes()
+    crossed = text.replace('chat.perplexity: "< 1"', 'perplexity: "> 1"')
+    for _ in range(2):  # the verdict stays
+        with pytest.raises(BoundError) as failed:
+            run_recipe(run.parent, crossed)
+        assert [problem.path for problem in failed.value.problems] == ["scores", "scores"]
+        assert str(failed.value).startswith("scores: base.perplexity is ")
+    assert (run / "scores" / "manifest.json").read_bytes() == before
+    run_recipe(run.parent, text)
 
 
 def test_held_out_text_is_that_of_the_pretrain_stage(run: Path) -> None:

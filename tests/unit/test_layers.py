@@ -17,10 +17,10 @@ LAYERS = [
     {"stage_commands", "run_commands"},
     {"flags"},
     {"pipeline"},
-    {"push", "inspection"},
+    {"push", "inspection", "generate"},
     {"export"},
     {"report"},
-    {"cards"},
+    {"cards", "junit"},
     {"packages", "preview", "runner", "summary", "vocabulary", "doctor", "recipe_edit", "diff", "logs", "clean"},
     {"launch"},
     {"worker"},
@@ -31,7 +31,10 @@ LAYERS = [
     {"stages"},
     {"architectures", "curation", "data", "context"},
     {"tasks"},
+    {"judging"},
+    {"bounds"},
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
+    {"server"},
     {"errors", "console", "reading"},
 ]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors", "gguf"}

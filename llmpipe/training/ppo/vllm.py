@@ -10,13 +10,9 @@ its weights, so that a name never means older ones.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import random
 import shutil
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,13 +24,12 @@ from peft import PeftModel
 
 from llmpipe.artifact import sha256_of
 from llmpipe.errors import StageError
+from llmpipe.server import Server
 from llmpipe.training import adapters
 from llmpipe.training.ppo.rollout import Answer, cut
 from llmpipe.training.ppo.shared import POLICY
 
-TRIES = 5
 FIRST_WAIT_S = 1.0
-TIMEOUT_S = 600.0
 AT_ONCE = 64
 """Requests in flight; the server batches what it has."""
 
@@ -180,35 +175,6 @@ class VLLM:
         return Answer(answer.ids, answer.finished, logps)
 
     def _post(self, path: str, content: dict[str, Any]) -> tuple[int, str]:
-        """Send JSON and return status and what came back; a server that is away or in trouble is asked again."""
-        data = json.dumps(content).encode()
-        request = urllib.request.Request(
-            self.url.rstrip("/") + path, data=data, headers={"Content-Type": "application/json"}
-        )
-        trouble = ""
-        for turn in range(TRIES):
-            if turn:
-                time.sleep(self.first_wait_s * 2 ** (turn - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
-                    return int(reply.status), reply.read().decode()
-            except urllib.error.HTTPError as error:
-                body = _message(error.read().decode(errors="replace"))
-                if error.code < 500 and error.code != 429:
-                    return error.code, body
-                trouble = f"status {error.code}: {body}"
-            except (OSError, http.client.HTTPException) as error:
-                trouble = str(getattr(error, "reason", error))
-        raise StageError(
-            f"the server at {self.url} cannot be reached or is in trouble, {TRIES} times in a row: {trouble}",
-            hint="is it up, and is rollout.url its address, such as http://localhost:8000?",
-        )
-
-
-def _message(body: str) -> str:
-    """Return what a vLLM error says; before version 0.10 it was not inside of `error`."""
-    try:
-        found = json.loads(body)
-        return str((found.get("error") or found)["message"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return body.strip()[:500] or "no reason given"
+        """Send JSON and return status and what came back."""
+        hint = "is it up, and is rollout.url its address, such as http://localhost:8000?"
+        return Server(self.url, hint, first_wait_s=self.first_wait_s).post(path, content)
