@@ -14,6 +14,8 @@ from llmpipe.errors import Problem, StageError
 SAMPLERS = ("rlhf-ppo", "rloo", "grpo")
 HELD = ("dpo", "kto")
 TRAINED = ("pretrain", "sft", "lora", "classify", "reward", *HELD, *SAMPLERS)
+ADAPTED = ("sft", "lora", "reward", *HELD, *SAMPLERS)
+"""What trains an adapter where `lora:` is given."""
 CHATS = ("sft", "lora", *HELD, *SAMPLERS)
 """What trains a model that answers."""
 
@@ -44,7 +46,7 @@ REASONS: dict[str, Reason] = {
         "a model that never sees the end token learned does not stop",
         "have the chat template write a token of its own after an answer: eos_token; or raise context:",
         ("pretrain", "sft", "lora"),
-        only="causal and denoising",
+        only="pretrain: but for masked models",
         threads=("huggingface/trl#1623", "huggingface/open-r1#492"),
     ),
     "answers-end": Reason(
@@ -76,7 +78,7 @@ REASONS: dict[str, Reason] = {
         "a saved generation config without the end token never stops, and one that stops at padding answers nothing",
         "look at eos_token_id and pad_token_id in generation_config.json of the model that it began from",
         ("pretrain", *CHATS),
-        only="causal and denoising",
+        only="pretrain: but for masked models",
         threads=("huggingface/transformers#48016",),
     ),
     "packed-documents-apart": Reason(
@@ -131,21 +133,21 @@ REASONS: dict[str, Reason] = {
     "base-unchanged": Reason(
         "the model without its adapter has to answer as before, and others train and use it too",
         "`llmpipe run --force` this stage; if it fails again, train without lora:",
-        TRAINED,
+        ADAPTED,
         only="lora:",
         threads=("hiyouga/LlamaFactory#4408",),
     ),
     "adapter-merges": Reason(
         "a later stage adds the adapter to the model's weights, and has to get what was trained",
         "name other layers in lora.target_modules, or lower lora.lora_alpha",
-        TRAINED,
+        ADAPTED,
         only="lora:",
         threads=("hiyouga/LlamaFactory#2276", "unslothai/unsloth#1832", "huggingface/peft#1300"),
     ),
     "adapter-is-finite": Reason(
         "a later stage adds the adapter to the model in full; what that gives is not compared with 4 bits here",
         "lower trainer.learning_rate",
-        TRAINED,
+        ADAPTED,
         only="quantize:, instead of adapter-merges",
     ),
 }

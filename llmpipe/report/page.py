@@ -157,11 +157,11 @@ def points(chart: figures.Chart) -> Table:
 def gates(run: Run) -> Table:
     """List the checks of each stage's output, with the reason for each."""
     rows = [
-        (name, gate.name, "passed" if gate.passed else "failed", gate.why)
+        (name, gate.name, "passed" if gate.passed else "failed", gate.measured or "", gate.why)
         for name, manifest in run.done.items()
         for gate in manifest.gates
     ]
-    return Table(("stage", "gate", "", "why it is there"), rows)
+    return Table(("stage", "gate", "", "measured", "why it is there"), rows)
 
 
 def metrics(stage: Stage) -> Table:
