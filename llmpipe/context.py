@@ -88,7 +88,6 @@ class Context:
     def checking(self) -> Iterator[None]:
         """Time what gates take: it is no part of the training."""
         begun = time.monotonic()
-        self.progress(doing="checking the output")
         yield
         self.gates_s += time.monotonic() - begun
 
