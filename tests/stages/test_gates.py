@@ -149,8 +149,7 @@ def test_an_adapter_that_is_another_one_when_it_is_merged(make_model: Any, monke
 
 def test_embeddings_that_came_apart_on_the_disk(written: Any) -> None:
     change(written[2] / WEIGHTS, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"] + 1}))
-    found = failed(saved.gates(*written))
-    assert found.keys() & {"tied-embeddings", "weights-reload"}
+    assert failed(saved.gates(*written)) == {"weights-reload": "lm_head.weight differs", "tied-embeddings": None}
 
 
 def test_embeddings_that_came_apart_in_memory(written: Any) -> None:
@@ -168,7 +167,7 @@ def test_a_template_that_is_another_one_in_the_chat(written: Any) -> None:
 
 def test_a_tokenizer_that_begins_texts_in_another_way(written: Any) -> None:
     change(written[2] / "tokenizer.json", lambda content: content.update(post_processor=None))
-    assert failed(saved.gates(*written)) == {"template-travels": None} or written[1].backend_tokenizer is None
+    assert failed(saved.gates(*written)) == {"template-travels": None}
 
 
 @pytest.mark.parametrize(
