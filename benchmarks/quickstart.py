@@ -23,6 +23,8 @@ from pathlib import Path
 
 SECONDS, RLHF_SECONDS, LORA_SECONDS, CURATE_SECONDS, PEAK_MB = 300, 75, 20, 10, 2048
 GFLOP_PER_S = 120
+GATES, GATES_S = 0.05, 0.5
+"""What the gates of a stage may take of its time; of a stage of a few seconds, the seconds that they may take."""
 FOUND = 0.99
 FOLLOWS, FOLLOWS_AFTER_RLHF, HAPPY, PREFERS = 0.95, 0.90, 0.95, 0.95
 FOLLOWS_AS_PIRATE, PIRATE, TRAINED = 0.90, 0.95, 0.05
@@ -80,7 +82,12 @@ def broken_promises(report: dict) -> list[str]:
     """Compare the stages' metrics with what the README promises."""
     return [
         promise
-        for kept, promise in [*in_time(report), *in_quality(report), *old_skill(Path(report["run"]))]
+        for kept, promise in [
+            *in_time(report),
+            *in_gates(report),
+            *in_quality(report),
+            *old_skill(Path(report["run"])),
+        ]
         if not kept
     ]
 
@@ -99,6 +106,16 @@ def in_time(report: dict) -> list[tuple[bool, str]]:
         (seconds <= SECONDS * slower, f"the stages take {SECONDS} s at most"),
         (rlhf <= RLHF_SECONDS * slower, f"reward and rlhf-ppo take {RLHF_SECONDS} s at most"),
     ]
+
+
+def in_gates(report: dict) -> list[tuple[bool, str]]:
+    """Whether what checks a stage's output costs little next to what makes it."""
+    kept = True
+    for step in report["steps"]:
+        took = step["metrics"].get("gates_seconds", 0.0)
+        print(f"gates of {step['name']}: {took:.2f} s, {took / step['seconds']:.1%} of {step['seconds']:.1f} s")
+        kept = kept and took <= max(GATES_S, GATES * step["seconds"])
+    return [(kept, f"the gates take {GATES:.0%} of a stage's time at most, or {GATES_S} s")]
 
 
 def in_quality(report: dict) -> list[tuple[bool, str]]:

@@ -82,6 +82,8 @@ class Gate(BaseModel):
     name: str
     passed: bool
     why: str
+    measured: str | None = None
+    """What was found, such as `off by 3e-07`, where that is more than yes or no."""
 
 
 class Manifest(StepRecord):

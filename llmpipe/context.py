@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,8 @@ class Context:
     stop_requested: Callable[[], Literal["interrupt", "terminate"] | None] = lambda: None
     rank: int = 0
     started: float = field(default_factory=time.monotonic)
+    gates_s: float = 0.0
+    """What the gates have taken so far."""
 
     @property
     def dir(self) -> Path:
@@ -80,6 +83,13 @@ class Context:
         """Update the progress line only: step, max_steps, loss, tokens_per_s."""
         if not self.rank:
             self.emit({"event": "progress", **numbers})
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """Time what gates take: it is no part of the training."""
+        begun = time.monotonic()
+        yield
+        self.gates_s += time.monotonic() - begun
 
     def say(self, text: str) -> None:
         """Tell the user something that matters: rows that were dropped, a template that was set."""

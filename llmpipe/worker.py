@@ -21,7 +21,7 @@ from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from llmpipe import stages
+from llmpipe import gates, stages
 from llmpipe.artifact import (
     Manifest,
     cannot_write,
@@ -59,7 +59,8 @@ def execute(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Ca
         result = module.run(settings, ctx)
         if rank == 0:
             seconds = round(time.monotonic() - begun, 2)
-            result = replace(result, metrics=result.metrics | bad_rows.metrics(ctx.dir))
+            checked = {"gates_seconds": round(ctx.gates_s, 3)} if result.gates else {}
+            result = replace(result, metrics=result.metrics | bad_rows.metrics(ctx.dir) | checked)
             _commit(ctx, result, started=started, seconds=seconds)
             emit({"event": "done", "metrics": result.metrics, "seconds": seconds})
     except LlmpipeError:
@@ -77,7 +78,7 @@ def _commit(ctx: Context, result: Result, *, started: str, seconds: float) -> No
     """Check the gates and that no input changed meanwhile; then write the manifest."""
     failed = [gate for gate in result.gates if not gate.passed]
     if failed:
-        raise StageError([Problem(f"gate '{gate.name}' failed: {gate.why}") for gate in failed])
+        raise gates.failure(failed)
     for entry in ctx.step.inputs:
         for file, digest in entry.files.items():
             if not Path(file).is_file() or sha256_of(Path(file)) != digest:

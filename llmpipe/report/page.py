@@ -172,17 +172,22 @@ def points(chart: figures.Chart) -> Table:
 def gates(run: Run) -> Table:
     """List the checks of each stage's output, with the reason for each, and the bounds that the recipe sets."""
     rows = [
-        (name, gate.name, "passed" if gate.passed else "failed", gate.why)
+        (name, gate.name, _state(gate.passed), gate.measured or "", gate.why)
         for name, manifest in run.done.items()
         for gate in manifest.gates
     ]
+    because = "the recipe sets this bound"
     rows += [
-        (stage.name, f"fail_if {check.metric} {check.bound}", "failed" if check.is_crossed else "passed", str(check))
+        (stage.name, f"fail_if {check.metric} {check.bound}", _state(not check.is_crossed), str(check), because)
         for stage in run.stages
         if stage.manifest
         for check in bounds.checks(stage.fail_if, stage.manifest.metrics)
     ]
-    return Table(("stage", "gate", "", "why it is there"), rows)
+    return Table(("stage", "gate", "", "measured", "why it is there"), rows)
+
+
+def _state(passed: bool) -> str:
+    return "passed" if passed else "failed"
 
 
 def metrics(stage: Stage) -> Table:

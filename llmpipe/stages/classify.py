@@ -129,7 +129,8 @@ def run(settings: Settings, ctx: Context) -> Result:
     folder = ctx.output("classifier")
     models.save(trainer.model, tokenizer, folder)
     probes = [text for text, _ in texts[1] or texts[0]]
-    checks = class_trainer.gates(trainer, folder, probes, train, context=settings.context)
+    with ctx.checking():
+        checks = class_trainer.gates(trainer, folder, probes, train, context=settings.context)
     return Result(outputs=["model"], metrics=metrics, gates=checks)
 
 

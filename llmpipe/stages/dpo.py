@@ -136,5 +136,8 @@ def run(settings: Settings, ctx: Context) -> Result:
         return Result(outputs=[folder.name], metrics={})
     adapters.save_policy(trainer.model, begun, folder)
     answers = [answer for pair in train for answer in (pair.chosen, pair.rejected)]
-    gates = reference.gates(trainer, reference.as_it_came(trainer, settings, ctx), answers, end=end, context=context)
-    return Result(outputs=[folder.name], metrics=metrics, gates=gates)
+    with ctx.checking():
+        again = reference.as_it_came(trainer, settings, ctx)
+        checks = reference.gates(trainer, again, answers, end=end, context=context)
+        checks += reference.gates_of_output(trainer, folder, sum(map(len, answers)) - 2 * sum(p.prompt for p in train))
+    return Result(outputs=[folder.name], metrics=metrics, gates=checks)

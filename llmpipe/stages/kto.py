@@ -110,6 +110,8 @@ def run(settings: Settings, ctx: Context) -> Result:
     if ctx.rank:
         return Result(outputs=[folder.name], metrics={})
     adapters.save_policy(trainer.model, begun, folder)
-    again = reference.as_it_came(trainer, settings, ctx)
-    gates = reference.gates(trainer, again, [answer.ids for answer in train], end=end, context=context)
-    return Result(outputs=[folder.name], metrics=metrics, gates=gates)
+    with ctx.checking():
+        again = reference.as_it_came(trainer, settings, ctx)
+        checks = reference.gates(trainer, again, [answer.ids for answer in train], end=end, context=context)
+        checks += reference.gates_of_output(trainer, folder, sum(one.tokens - one.prompt for one in train))
+    return Result(outputs=[folder.name], metrics=metrics, gates=checks)

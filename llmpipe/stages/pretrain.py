@@ -37,7 +37,11 @@ from llmpipe.settings import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llmpipe.artifact import Gate
 
 VERSION = 1
 
@@ -200,14 +204,35 @@ def run(settings: Settings, ctx: Context) -> Result:
     before = bits_per_byte(model, tokenizer, settings, ctx)
     per_token = facts.pop("bytes_per_token")  # of a loss that falls on every token
     metrics = flow.fit(trainer, ctx, settings, bytes_per_token=per_token if settings.objective == "causal" else None)
-    if ctx.rank == 0:
-        if before is not None:
-            after = bits_per_byte(model, tokenizer, settings, ctx)
-            metrics |= {"bits_per_byte": after, "bits_per_byte_before": before}
-        models.save(trainer.model, tokenizer, ctx.output(produces(settings)))
     outputs = ["model", "held_out.jsonl"] if len(held_out) else ["model"]
-    gates = [objectives.gate(trainer.model, tokenizer, settings.objective)] if packs else []
-    return Result(outputs=outputs, metrics=metrics | facts, gates=gates)
+    if ctx.rank:
+        return Result(outputs=outputs, metrics={})
+    if before is not None:
+        after = bits_per_byte(model, tokenizer, settings, ctx)
+        metrics |= {"bits_per_byte": after, "bits_per_byte_before": before}
+    folder = ctx.output(produces(settings))
+    models.save(trainer.model, tokenizer, folder)
+    with ctx.checking():
+        checks = gates(trainer, tokenizer, folder, settings, packs=packs)
+    return Result(outputs=outputs, metrics=metrics | facts, gates=checks)
+
+
+def gates(
+    trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, settings: Settings, *, packs: bool
+) -> list[Gate]:
+    """Check what was learned from, and what was saved."""
+    from llmpipe import gates as checks
+    from llmpipe.training import objectives, saved
+
+    objective = settings.objective
+    pads = [] if settings.packing else [checks.pad_is_not_end(tokenizer.pad_token_id, tokenizer.eos_token_id)]
+    return [
+        *objectives.learned(trainer.train_dataset, tokenizer, objective),
+        *pads,
+        *([objectives.gate(trainer.model, tokenizer, objective)] if packs else []),
+        *saved.gates(trainer.model, tokenizer, folder, objective=objective),
+        *trainer.replayed,
+    ]
 
 
 def bits_per_byte(
@@ -245,6 +270,7 @@ def make_model(settings: Settings, ctx: Context) -> tuple[PreTrainedModel, PreTr
         model, tokenizer = models.load(settings.model, ctx, kinds=(kind,))
         models.fitting_context(model, settings.context)
         models.mend_pad(model, tokenizer, ctx)
+        models.mend_end(model, tokenizer)
         objectives.mend_special_tokens(tokenizer, objective, model.config.model_type, ctx)
         models.grow(model, len(tokenizer))
         return model, tokenizer

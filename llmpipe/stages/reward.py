@@ -153,10 +153,10 @@ def run(settings: Settings, ctx: Context) -> Result:
         return Result(outputs=[folder.name], metrics={})
     reward_model.save(reward, folder, begun)
     metrics = fitted | facts | measures(trainer, held_out, form, ctx)
-    again = reward_trainer.reloaded(folder, begun, settings.model, ctx)
-    checks = reward_trainer.gates(reward, again, train, held_out, context=context)
-    if settings.lora is not None:
-        checks += adapters.gates(reward.model)
+    with ctx.checking():
+        again = reward_trainer.reloaded(folder, begun, settings.model, ctx)
+        checks = reward_trainer.gates(trainer, again, train, folder, context=context)
+        checks += adapters.gates(reward.model) if settings.lora is not None else []
     return Result(outputs=[folder.name], metrics=metrics, gates=checks)
 
 

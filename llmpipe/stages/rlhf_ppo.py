@@ -34,7 +34,6 @@ from llmpipe.settings import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llmpipe.artifact import Gate
     from llmpipe.training.ppo.one_base import OneBase
     from llmpipe.training.ppo.trainer import PPOTrainer
 
@@ -167,7 +166,7 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import set_seed
 
     from llmpipe.artifact import write_json
-    from llmpipe.training import adapters, flow, lora, models, quantized
+    from llmpipe.training import adapters, flow, lora, models, quantized, saved
     from llmpipe.training.ppo import one_base, parts, shared
 
     assert settings.model is not None
@@ -193,11 +192,15 @@ def run(settings: Settings, ctx: Context) -> Result:
     metrics, samples = trainer.outcome(fitted.get("held_out_loss"))
     metrics |= {key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted}
     metrics |= {"rollouts": trainer.rollouts, "answers": trainer.rollouts * settings.rollout.samples}
-    if ctx.rank == 0:
-        write_json(ctx.dir / "samples.json", {"samples": samples})
-        adapters.save_policy(policy, begun, ctx.output(produces(settings)))
-    outputs = [ctx.output(produces(settings)).name, "samples.json"]
-    return Result(outputs=outputs, metrics=metrics | facts, gates=gates(trainer, ends))
+    folder = ctx.output(produces(settings))
+    outputs = [folder.name, "samples.json"]
+    if ctx.rank:
+        return Result(outputs=outputs, metrics={})
+    write_json(ctx.dir / "samples.json", {"samples": samples})
+    adapters.save_policy(policy, begun, folder)
+    with ctx.checking():
+        checks = saved.gates_of_policy(trainer, policy, tokenizer, folder)
+    return Result(outputs=outputs, metrics=metrics | facts, gates=checks)
 
 
 def prepare(
@@ -256,22 +259,3 @@ def prepare(
         "held_out_prompts": len({one.shown for one in held_out}),
         "too_long_prompts": dropped,
     }
-
-
-def gates(trainer: PPOTrainer, ends: tuple[int, ...]) -> list[Gate]:
-    """Check what would make the model useless to the next stage, or its figures untrue."""
-    from llmpipe.artifact import Gate
-    from llmpipe.training import adapters
-
-    policy = trainer.model.policy
-    return [
-        Gate(
-            name="reference-unchanged",
-            passed=trainer.collector.reference.is_unchanged,
-            why="a reference that moves hides how far the policy went",
-        ),
-        Gate(
-            name="pad-is-not-end", passed=policy.config.pad_token_id not in ends, why="padding would stop every answer"
-        ),
-        *adapters.gates(policy),
-    ]

@@ -31,6 +31,8 @@ from llmpipe.settings import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llmpipe.artifact import Gate
@@ -144,9 +146,11 @@ def run(settings: Settings, ctx: Context) -> Result:
     )
     metrics = flow.fit(trainer, ctx, settings) | lora.share(trainer.model)
     folder = ctx.output(produces(settings))
-    if ctx.rank == 0:
-        adapters.save_policy(trainer.model, begun, folder)
-    checks = gates(trainer.model, tokenizer, facts) + adapters.gates(trainer.model)
+    if ctx.rank:
+        return Result(outputs=[folder.name], metrics={})
+    adapters.save_policy(trainer.model, begun, folder)
+    with ctx.checking():
+        checks = gates(trainer, tokenizer, folder, facts, packing=settings.packing)
     return Result(outputs=[folder.name], metrics=metrics | facts, gates=checks)
 
 
@@ -169,15 +173,13 @@ def read_data(
 
     from llmpipe.data.sources import read_conversations
     from llmpipe.data.split import split_by_prompt
-    from llmpipe.errors import StageError
-    from llmpipe.training import models
+    from llmpipe.training import objectives
     from llmpipe.training.chat import rows_of
     from llmpipe.training.packing import best_fit
 
     assert settings.data is not None
-    if settings.packing and not models.accepts_positions(model):
-        message = f"{type(model).__name__} takes no position ids, so packed rows would leak"
-        raise StageError(message, hint="packing: false")
+    if settings.packing:
+        objectives.refuse_leaks(model, tokenizer, "causal")
     ctx.progress(doing="reading conversations")
     sides = split_by_prompt(read_conversations(settings.data, ctx), share=settings.held_out.share)
     encoded = [fitting(side, tokenizer, context=context, too_long=settings.too_long) for side in sides]
@@ -267,23 +269,20 @@ def stop_at_the_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     model.config.eos_token_id = last
 
 
-def gates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any]) -> list[Gate]:
-    """Check what makes a chat model that never stops, or one that learned nothing."""
-    from llmpipe.artifact import Gate
+def gates(
+    trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, facts: dict[str, Any], *, packing: bool
+) -> list[Gate]:
+    """Check what makes a chat model that never stops, or one that learned nothing, and what was saved."""
+    from llmpipe import gates as checks
+    from llmpipe.training import adapters, objectives, saved
 
-    ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    mostly_cut = facts["too_long_rows"] > facts["rows"] / 2  # then ends are rightly missing
     return [
-        Gate(name="something-learned", passed=facts["learned_tokens"] > 0, why="an empty mask trains on nothing"),
-        Gate(
-            name="end-is-learned",
-            passed=settings_allow_cut(facts) or facts["ends_learned_share"] > 0.5,
-            why="a model that never sees the end token learned does not stop",
-        ),
-        Gate(name="pad-is-not-end", passed=tokenizer.pad_token_id not in ends, why="padding would stop every answer"),
+        checks.something_learned(facts["learned_tokens"]),
+        checks.end_is_learned(facts["ends_learned_share"], mostly_cut=mostly_cut),
+        checks.pad_is_not_end(tokenizer.pad_token_id, trainer.model.generation_config.eos_token_id),
+        *([objectives.gate(trainer.model, tokenizer, "causal")] if packing else []),
+        *adapters.gates(trainer.model),
+        *saved.gates(trainer.model, tokenizer, folder),
+        *trainer.replayed,
     ]
-
-
-def settings_allow_cut(facts: dict[str, Any]) -> bool:
-    """Tell whether so many conversations were cut off that ends are rightly missing."""
-    return bool(facts["too_long_rows"] > facts["rows"] / 2)

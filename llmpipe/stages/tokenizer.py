@@ -82,9 +82,10 @@ def run(settings: Settings, ctx: Context) -> Result:
     """Train the tokenizer and measure how well it compresses the text it has seen."""
     from transformers import PreTrainedTokenizerFast
 
-    from llmpipe.artifact import Gate
+    from llmpipe import gates
     from llmpipe.data.sources import read_documents
     from llmpipe.evaluation.token_report import Samples
+    from llmpipe.training import saved
 
     assert settings.data is not None
     size = {"documents": 0, "bytes": 0}
@@ -115,10 +116,11 @@ def run(settings: Settings, ctx: Context) -> Result:
     )
     tokenizer.save_pretrained(ctx.dir / "tokenizer")
     ids = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
-    why = "a pad that is also the end hides the end from training"
-    gate = Gate(name="pad-bos-end-distinct", passed=len(ids) == 3, why=why)
+    with ctx.checking():
+        distinct = gates.gate("pad-bos-end-distinct", len(ids) == 3)
+        checks = [distinct, saved.template_travels(tokenizer, ctx.dir / "tokenizer")]
     metrics = {"vocab_size": len(tokenizer), **size, **write_report(settings, ctx, tokenizer, samples)}
-    return Result(outputs=["tokenizer", "report.json", "pieces.svg"], metrics=metrics, gates=[gate])
+    return Result(outputs=["tokenizer", "report.json", "pieces.svg"], metrics=metrics, gates=checks)
 
 
 def write_report(

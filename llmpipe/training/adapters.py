@@ -28,6 +28,7 @@ from llmpipe.artifact import Gate, read_json, read_manifest
 from llmpipe.context import Context
 from llmpipe.data.hub import revision_of
 from llmpipe.errors import Problem, StageError
+from llmpipe.gates import gate
 from llmpipe.settings import AnySource, FolderSource, GgufSource, HubSource, PathSource, StageSource
 from llmpipe.training import models, quantized
 from llmpipe.training.ppo.shared import POLICY, is_base_unchanged
@@ -160,14 +161,14 @@ def merge(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return merged.requires_grad_(True)  # peft froze it
 
 
-def merges(policy: PeftModel) -> bool:
-    """Whether a policy's adapter gives the same logits when it is merged; the base is put back but for rounding."""
+def merge_gate(policy: PeftModel) -> Gate:
+    """Check that a policy's adapter gives the same logits when it is merged; the base is put back but for rounding."""
     ids = probe(policy)
     before = logits_of(policy, ids)
     policy.merge_adapter([POLICY])
     after = logits_of(policy, ids)
     policy.unmerge_adapter()
-    return near(before, after)
+    return gate("adapter-merges", near(before, after), f"off by {off(before, after):.1g}")
 
 
 def probe(model: PreTrainedModel) -> Tensor:
@@ -187,7 +188,12 @@ def logits_of(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 def near(left: Tensor, right: Tensor) -> bool:
     """Whether two models' logits differ by rounding alone."""
-    return bool((left - right).abs().max() <= TOLERANCE * max(1.0, float(left.abs().max())))
+    return off(left, right) <= TOLERANCE
+
+
+def off(left: Tensor, right: Tensor) -> float:
+    """Return the most that two models' logits differ, as a share of the largest one where that is above 1."""
+    return float((left - right).abs().max()) / max(1.0, float(left.abs().max()))
 
 
 @dataclass(frozen=True)
@@ -244,15 +250,9 @@ def gates(policy: PreTrainedModel | PeftModel) -> list[Gate]:
     """Check that the base is what it was, and that a later stage, which merges the adapter, gets what was trained."""
     if not isinstance(policy, PeftModel):
         return []
-    unchanged = Gate(  # checked first: to see whether it merges leaves the base changed by rounding
-        name="base-unchanged",
-        passed=is_base_unchanged(policy),
-        why="the model without its adapter has to answer as before, and others train and use it too",
-    )
-    if quantized.is_quantized(policy):
-        return [unchanged, quantized.gate(policy)]
-    why = "a later stage adds the adapter to the model's weights, and has to get what was trained"
-    return [unchanged, Gate(name="adapter-merges", passed=merges(policy), why=why)]
+    # in this order: to see whether it merges leaves the base changed by rounding
+    unchanged = gate("base-unchanged", is_base_unchanged(policy))
+    return [unchanged, quantized.gate(policy) if quantized.is_quantized(policy) else merge_gate(policy)]
 
 
 def save(policy: PeftModel, folder: Path, *, base: str | None = None, revision: str | None = None) -> None:

@@ -19,9 +19,10 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from llmpipe import gates as checks
 from llmpipe.artifact import Gate
 from llmpipe.evaluation.classes import measure
-from llmpipe.training import adapters
+from llmpipe.training import adapters, saved
 from llmpipe.training.classifier import Encoded, write
 from llmpipe.training.flow import Measured
 from llmpipe.training.reward_model import batches
@@ -159,19 +160,11 @@ def gates(
     trainer.model, kept = again.to(trainer.args.device), trainer.model
     after, trainer.model = trainer.logits(probes), kept
     return [
-        Gate(
-            name="head-reloads",
-            passed=same and adapters.near(before, after),
-            why="a head that is not saved, or texts that are written in another way, give random classes",
+        checks.gate("head-reloads", same and adapters.near(before, after), f"off by {adapters.off(before, after):.1g}"),
+        checks.pad_is_not_end(own.pad_token_id, (own.eos_token_id, own.sep_token_id)),
+        checks.gate(
+            "every-class-is-learned", {row.label for row in train} == set(range(trainer.model.config.num_labels))
         ),
-        Gate(
-            name="pad-is-not-end",
-            passed=own.pad_token_id not in (own.eos_token_id, own.sep_token_id),
-            why="a decoder's class is read at the last token that is not padding, which may be the end",
-        ),
-        Gate(
-            name="every-class-is-learned",
-            passed={row.label for row in train} == set(range(again.config.num_labels)),
-            why="a class of which no row is trained on is never predicted",
-        ),
+        saved.same_weights(trainer.model.state_dict(), again.state_dict()),
+        *trainer.replayed,
     ]

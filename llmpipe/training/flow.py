@@ -22,12 +22,13 @@ from llmpipe.checkpoints import complete_checkpoints, mark_complete, rotate
 from llmpipe.context import Context
 from llmpipe.errors import DivergedError, StageError, StoppedError
 from llmpipe.settings import TrainingSettings
+from llmpipe.training import replay
 from llmpipe.training.packing import IGNORED
 
 PROGRESS_EVERY_S = 0.25
 
 
-class Measured:
+class Measured(replay.Remembers):
     """Mixed into a Trainer: stops before a non-finite step, and measures held-out loss by the token.
 
     Trainer's own evaluation averages the means of batches, which weighs tokens unequally, and its per-step count of
@@ -249,6 +250,8 @@ def fit(
             hint="the same command goes on",
             interrupted=flow.stopped == "interrupt",
         )
+    replay.check(trainer, ctx)
+    flow.begun += ctx.gates_s  # which say nothing about speed
     loss = _keep_best(trainer, ctx, flow) if measured else None
     return _metrics(trainer, flow, loss)
 

@@ -9,12 +9,12 @@ import torch
 from transformers import PreTrainedModel, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from llmpipe.artifact import Gate, write_json
+from llmpipe.artifact import write_json
 from llmpipe.context import Context, Result
 from llmpipe.errors import StageError
 from llmpipe.rollouts import GroupSettings
 from llmpipe.settings import Artifact
-from llmpipe.training import adapters, arguments, flow, models, quantized
+from llmpipe.training import adapters, arguments, flow, models, quantized, saved
 from llmpipe.training.group_trainer import GRPO, RLOO
 from llmpipe.training.lora import share
 from llmpipe.training.ppo import judges, parts, shared
@@ -52,14 +52,15 @@ def train(
     metrics, samples = trainer.outcome(fitted.get("held_out_loss"))
     metrics |= {key: fitted[key] for key in ("steps", "tokens", "tokens_per_s", "best_step") if key in fitted}
     metrics |= {"rollouts": settings.rollouts, "answers": settings.rollouts * settings.rollout.samples} | share(policy)
-    if ctx.rank == 0:
-        write_json(ctx.dir / "samples.json", {"samples": samples})
-        adapters.save_policy(policy, begun, ctx.output(artifact))
-    return Result(
-        outputs=[ctx.output(artifact).name, "samples.json"],
-        metrics=metrics | facts,
-        gates=gates(trainer, policy, ends),
-    )
+    folder = ctx.output(artifact)
+    outputs = [folder.name, "samples.json"]
+    if ctx.rank:
+        return Result(outputs=outputs, metrics={})
+    write_json(ctx.dir / "samples.json", {"samples": samples})
+    adapters.save_policy(policy, begun, folder)
+    with ctx.checking():
+        checks = saved.gates_of_policy(trainer, policy, tokenizer, folder)
+    return Result(outputs=outputs, metrics=metrics | facts, gates=checks)
 
 
 def prepare(
@@ -184,18 +185,3 @@ def collector(
         tokens_per_pass=2 * settings.micro_batch_tokens,
         report=lambda doing: ctx.progress(doing=doing),
     )
-
-
-def gates(trainer: RLOO | GRPO, policy: PreTrainedModel, ends: tuple[int, ...]) -> list[Gate]:
-    """Check what would make the model useless to the next stage, or its figures untrue."""
-    return [
-        Gate(
-            name="reference-unchanged",
-            passed=trainer.collector.reference.is_unchanged,
-            why="a reference that moves hides how far the policy went",
-        ),
-        Gate(
-            name="pad-is-not-end", passed=policy.config.pad_token_id not in ends, why="padding would stop every answer"
-        ),
-        *adapters.gates(policy),
-    ]

@@ -187,6 +187,16 @@ def mend_pad(model: PreTrainedModel, tokenizer: Tokenizer, ctx: Context) -> None
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:  # a masked model generates nothing
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+        ends = model.generation_config.eos_token_id
+        if isinstance(ends, list):  # Qwen's has the pad token among them, which would end an answer at once
+            model.generation_config.eos_token_id = [end for end in ends if end != tokenizer.pad_token_id]
+
+
+def mend_end(model: PreTrainedModel, tokenizer: Tokenizer) -> None:
+    """Have generation stop at the tokenizer's end token where the model does not say at what."""
+    config = getattr(model, "generation_config", None)
+    if config is not None and config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from llmpipe import gates
 from llmpipe.artifact import Gate
 from llmpipe.context import Context
 from llmpipe.errors import StageError
@@ -24,10 +25,12 @@ from llmpipe.training import denoising, masked
 from llmpipe.training.documents import DocumentRows, NewDraws, framing
 from llmpipe.training.flow import Measured
 from llmpipe.training.models import PAD_NAMES, accepts_positions
-from llmpipe.training.packing import IGNORED, Batch, identity
+from llmpipe.training.packing import IGNORED, Batch, PackedTokens, identity
 
 MASK = "<|mask|>"
-PROBE_TOKENS = 8
+PROBE_TOKENS, PROBE_ROWS = 8, 8
+PROBE_ENDS = 2**20
+"""Tokens among which the end of a document is looked for."""
 PROBE_SHIFT = 1e-4
 """The most that logits may differ, as a share of the largest: rounding is 1e-6 of it, the least leak seen 1.5e-3."""
 
@@ -147,10 +150,25 @@ def refuse_leaks(model: PreTrainedModel, tokenizer: Tokenizer, objective: str) -
         raise StageError(f"packed documents have other logits in {name} than alone: {why}", hint="packing: false")
 
 
+def learned(rows: Any, tokenizer: Tokenizer, objective: str) -> list[Gate]:
+    """Check on the first rows that the loss falls on something and, but for masked models, on the end of documents."""
+    first = range(min(PROBE_ROWS, len(rows)))
+    labels = rows.__getitems__(first)["labels"]
+    found = [gates.something_learned(int((labels != IGNORED).sum()), f"tokens in {len(first)} rows")]
+    if objective == "masked":
+        return found
+    end = tokenizer.eos_token_id if objective == "causal" else framing(tokenizer)[1][-1]
+    if isinstance(rows, PackedTokens):  # rows that hold an end: a document may be longer than many rows
+        places = np.flatnonzero(rows.tokens[: min(PROBE_ENDS, len(rows) * rows.block)] == end)
+        if not len(places):
+            return [*found, gates.end_is_learned(float(rows.tokens[-1] == end))]
+        labels = rows.__getitems__(np.unique(places // rows.block)[:PROBE_ROWS].tolist())["labels"]
+    return [*found, gates.end_is_learned(float((labels == end).any(1).float().mean()))]
+
+
 def gate(model: PreTrainedModel, tokenizer: Tokenizer, objective: str) -> Gate:
     """Check on trained weights what `refuse_leaks` checks on the first ones, which attend to nothing in particular."""
-    apart = keeps_apart(model, tokenizer, objective)
-    return Gate(name="packed-documents-apart", passed=apart, why="a document that sees its neighbour learns from it")
+    return gates.gate("packed-documents-apart", keeps_apart(model, tokenizer, objective))
 
 
 @torch.no_grad()

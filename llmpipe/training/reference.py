@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,10 +20,11 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from llmpipe import gates as checks
 from llmpipe.artifact import Gate
 from llmpipe.context import Context
 from llmpipe.settings import TrainingSettings
-from llmpipe.training import adapters, flow, models, quantized, reward_model
+from llmpipe.training import adapters, flow, models, quantized, reward_model, saved
 from llmpipe.training.flow import Measured
 from llmpipe.training.lora import OnlyTrained, share
 from llmpipe.training.packing import IGNORED
@@ -184,22 +186,19 @@ def gates(
     """
     ends = trainer.model.generation_config.eos_token_id
     return [
-        Gate(
-            name="reference-unchanged",
-            passed=fixed(again) == trainer.came_with and agrees(trainer, again),
-            why="the loss has to hold the policy to the log-probabilities of the model as it came",
-        ),
-        Gate(
-            name="pad-is-not-end",
-            passed=trainer.processing_class.pad_token_id not in (ends if isinstance(ends, list) else [ends]),
-            why="padding would stop every answer",
-        ),
-        Gate(
-            name="answers-end",
-            passed=all(answer[-1] == end or len(answer) == context for answer in answers),
-            why="a model that never sees the end token learned does not stop",
-        ),
+        checks.gate("reference-unchanged", fixed(again) == trainer.came_with and agrees(trainer, again)),
+        checks.pad_is_not_end(trainer.processing_class.pad_token_id, ends),
+        checks.answers_end(answers, end=end, context=context),
         *adapters.gates(trainer.model),
+    ]
+
+
+def gates_of_output(trainer: HeldToReference, folder: Path, learned_tokens: int) -> list[Gate]:
+    """Check that answers had tokens to learn, and what was saved."""
+    return [
+        checks.something_learned(learned_tokens),
+        *saved.gates(trainer.model, trainer.processing_class, folder),
+        *trainer.replayed,
     ]
 
 

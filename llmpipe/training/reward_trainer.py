@@ -14,10 +14,11 @@ from torch.nn.functional import logsigmoid
 from torch.utils.data import Sampler
 from trl import RewardConfig, RewardTrainer
 
+from llmpipe import gates as checks
 from llmpipe.artifact import Gate
 from llmpipe.context import Context
 from llmpipe.settings import AnySource, PathSource
-from llmpipe.training import adapters, lora, quantized, reward_model
+from llmpipe.training import adapters, lora, quantized, reward_model, saved
 from llmpipe.training.flow import Measured
 from llmpipe.training.pairs import Pair, PairCollator, columns_of
 from llmpipe.training.reward_model import RewardModel
@@ -173,34 +174,24 @@ def reloaded(folder: Path, begun: adapters.Beginning, source: AnySource, ctx: Co
 
 
 def gates(
-    reward: RewardModel, again: RewardModel, train: Sequence[Pair], held_out: Sequence[Pair], *, context: int
+    trainer: PreferenceTrainer, again: RewardModel, train: Sequence[Pair], folder: Path, *, context: int
 ) -> list[Gate]:
-    """Check what makes rewards that mean nothing to the stage that uses them; `again` is what was saved."""
+    """Check what makes rewards that mean nothing to the stage that uses them; `again` was read from the folder."""
+    reward, held_out = trainer.reward, trainer.held_out
     end = reward.format.end_token_id
     probes = [answer for pair in (held_out or train)[:8] for answer in (pair.chosen, pair.rejected)]
     again.model.to(reward.model.device)
     answers = [answer for pair in train for answer in (pair.chosen, pair.rejected)]
+    off = adapters.off(reward.scores(probes), again.scores(probes))
+    # what was saved goes onto the model in full, whose scores are not those of 4 bits
+    same = again.format == reward.format and (quantized.is_quantized(reward.model) or off <= adapters.TOLERANCE)
     return [
-        Gate(
-            name="head-reloads",
-            passed=again.format == reward.format
-            # what was saved goes onto the model in full, whose scores are not those of 4 bits
-            and (quantized.is_quantized(reward.model) or adapters.near(reward.scores(probes), again.scores(probes))),
-            why="a head that is not saved gives random rewards",
-        ),
-        Gate(
-            name="pad-is-not-end",
-            passed=reward.tokenizer.pad_token_id != end,
-            why="the reward is read at the last token that is not padding, which must be the end",
-        ),
-        Gate(
-            name="answers-end",
-            passed=all(answer[-1] == end or len(answer) == context for answer in answers),
-            why="an answer without its end token looks like one that was cut off",
-        ),
-        Gate(
-            name="every-head-learns",
-            passed={pair.head for pair in train} == set(range(len(reward.format.criteria))),
-            why="a head that no pair trains stays at zero",
-        ),
+        checks.gate("head-reloads", same, f"off by {off:.1g}"),
+        checks.pad_is_not_end(reward.tokenizer.pad_token_id, end),
+        checks.answers_end(answers, end=end, context=context),
+        checks.gate("every-head-learns", {pair.head for pair in train} == set(range(len(reward.format.criteria)))),
+        checks.something_learned(sum(pair.chosen != pair.rejected for pair in train), "pairs"),
+        saved.weights_of(reward.model, again.model, folder),
+        saved.template_travels(reward.tokenizer, folder),
+        *trainer.replayed,
     ]

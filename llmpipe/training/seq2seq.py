@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainingArguments
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from llmpipe import gates
 from llmpipe.artifact import Gate
 from llmpipe.context import Context, Result
 from llmpipe.data.formats import Conversation
 from llmpipe.data.sources import read_conversations
 from llmpipe.data.split import split_by_prompt
 from llmpipe.errors import DataError, StageError
-from llmpipe.training import arguments, denoising, flow, models, objectives
+from llmpipe.training import arguments, denoising, flow, models, objectives, saved
 from llmpipe.training.chat import render
 from llmpipe.training.documents import framing
 from llmpipe.training.packing import Batch, best_fit, padding_shares
@@ -128,13 +130,29 @@ def run(settings: Settings, ctx: Context) -> Result:
         processing_class=tokenizer,
     )
     metrics = flow.fit(trainer, ctx, settings) | facts
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id}
-    gates = [Gate(name="pad-is-not-end", passed=tokenizer.pad_token_id not in ends, why="padding would end an answer")]
-    if settings.packing:
-        gates.append(objectives.gate(model, tokenizer, "denoising"))
-    if ctx.rank == 0:
-        models.save(trainer.model, tokenizer, ctx.output("seq2seq-lm"))
-    return Result(outputs=["model"], metrics=metrics, gates=gates)
+    if ctx.rank:
+        return Result(outputs=["model"], metrics={})
+    folder = ctx.output("seq2seq-lm")
+    models.save(trainer.model, tokenizer, folder)
+    with ctx.checking():
+        checks = checked(trainer, tokenizer, folder, train, mostly_cut=facts["too_long_rows"] > len(train.pairs) / 2)
+    return Result(outputs=["model"], metrics=metrics, gates=checks)
+
+
+def checked(
+    trainer: objectives.ObjectiveTrainer, tokenizer: Tokenizer, folder: Path, train: PairRows, *, mostly_cut: bool
+) -> list[Gate]:
+    """Check what was learned from, and what was saved."""
+    end = framing(tokenizer)[1][-1]
+    share = sum(pair.target[-1] == end for pair in train.pairs) / len(train.pairs)
+    return [
+        gates.something_learned(sum(len(pair.target) for pair in train.pairs)),
+        gates.end_is_learned(share, mostly_cut=mostly_cut),
+        gates.pad_is_not_end(tokenizer.pad_token_id, (tokenizer.eos_token_id, tokenizer.sep_token_id)),
+        *([objectives.gate(trainer.model, tokenizer, "denoising")] if train.packed else []),
+        *saved.gates(trainer.model, tokenizer, folder, objective="denoising"),
+        *trainer.replayed,
+    ]
 
 
 def refuse_options(options: Mapping[str, object]) -> None:

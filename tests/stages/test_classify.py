@@ -24,7 +24,7 @@ from llmpipe.errors import StageError, StoppedError
 from llmpipe.training import class_trainer
 from llmpipe.training.classifier import Encoded
 from tests.stages.conftest import SMALL
-from tests.stages.tiny import context_for, run_stage, same, stop_after
+from tests.stages.tiny import context_for, gates_of, passed, run_stage, same, stop_after
 
 LETTERS = {"good": "a", "bad": "b", "odd": "c"}
 TRAINER = {"per_device_train_batch_size": 16, "max_steps": 6, "learning_rate": 3e-3, "logging_steps": 1}
@@ -81,11 +81,7 @@ def test_it_learns_classes_and_what_is_saved_is_read_by_transformers(
     assert metrics["rows"] + metrics["held_out_rows"] == 200
     assert sum(own["rows"] for own in metrics["by_class"].values()) == metrics["held_out_rows"] > 20
     assert list(metrics["by_class"]) == ["bad", "good", "odd"]
-    assert [gate.name for gate in result.gates if gate.passed] == [
-        "head-reloads",
-        "pad-is-not-end",
-        "every-class-is-learned",
-    ]
+    assert passed(result.gates) == gates_of("classify", "checkpoint-replays")
     tell = pipeline("text-classification", str(tmp_path / "x" / "model"))
     found = tell(["b 1241", "a 977", "c 1260"])
     assert [one["label"] for one in found] == ["bad", "good", "odd"]

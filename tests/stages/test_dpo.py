@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from llmpipe.errors import DataError, StoppedError
 from llmpipe.stages import dpo
-from tests.stages.tiny import context_for, run_stage, same, stop_after
+from tests.stages.tiny import context_for, gates_of, passed, run_stage, same, stop_after
 
 TRAINER = {"per_device_train_batch_size": 8, "max_steps": 8, "logging_steps": 1, "learning_rate": 1e-2}
 
@@ -56,11 +56,7 @@ def test_it_learns_which_answer_is_better(settings, tmp_path) -> None:
     assert metrics["held_out_rows"] == metrics["held_out_pairs"] > 20
     assert metrics["mean_margin"] > 0.2
     assert not {"held_out_perplexity", "held_out_loss_before", "tied_pairs"} & set(metrics)
-    assert [gate.name for gate in result.gates if gate.passed] == [
-        "reference-unchanged",
-        "pad-is-not-end",
-        "answers-end",
-    ]
+    assert passed(result.gates) == gates_of("dpo", "checkpoint-replays")
     low, high = metrics["held_out_accuracy_interval"]
     assert ctx.events[-1]["text"] == (
         f"made the better answer likelier than the worse one, next to what it was, in "

@@ -12,7 +12,7 @@ from llmpipe.bounds import BoundError
 from llmpipe.errors import DataError, StageError
 from llmpipe.settings import HubSource, PathSource, StageSource
 from llmpipe.stages.evaluate import labels
-from tests.stages.tiny import context_for, run_recipe, run_stage
+from tests.stages.tiny import context_for, gates_of, passed, run_recipe, run_stage
 
 RECIPE = """\
 name: tiny
@@ -49,6 +49,8 @@ def longer(prompts, answers):
     return [len(answer) for answer in answers]
 """
 
+PACKED = ("end-is-learned", "packed-documents-apart", "generation-stops", "checkpoint-replays")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -64,10 +66,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_is_whole(run: Path) -> None:
     for stage in ("tok", "base", "chat", "scores"):
         manifest = read_manifest(run / stage)
-        assert manifest is not None and all(gate.passed for gate in manifest.gates)
+        assert manifest is not None
+        assert (
+            passed(manifest.gates)
+            == {
+                "tok": gates_of("tokenizer"),
+                "base": gates_of("pretrain", *PACKED),
+                "chat": gates_of("sft", "packed-documents-apart", "checkpoint-replays"),
+                "scores": set(),
+            }[stage]
+        )
+        assert manifest.metrics.get("gates_seconds", 0) < manifest.seconds
     chat = read_manifest(run / "chat")
     assert chat is not None
-    assert [gate.name for gate in chat.gates] == ["something-learned", "end-is-learned", "pad-is-not-end"]
     assert chat.metrics["ends_learned_share"] == 1.0
     assert chat.metrics["held_out_loss"] < chat.metrics["held_out_loss_before"]
 

@@ -17,7 +17,7 @@ from llmpipe.stages.pretrain import Settings
 from llmpipe.training import arguments, denoising, flow, masked, models, objectives, shapes
 from llmpipe.training.documents import PADDING, LoneRows, framing, write_pieces
 from llmpipe.training.packing import IGNORED, padding_shares
-from tests.stages.tiny import context_for, run_stage, same, stop_after
+from tests.stages.tiny import context_for, gates_of, passed, run_stage, same, stop_after
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 T5 = {"num_layers": 2, "d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2}
@@ -32,6 +32,8 @@ ENCODERS = {
     "modernbert": SMALL | {"num_hidden_layers": 4, "local_attention": 8},
 }
 SHAPES = {"masked": ("bert", SMALL), "denoising": ("t5", T5)}
+PACKED = ("packed-documents-apart", "tied-embeddings", "checkpoint-replays")
+HAS = {"masked": PACKED, "denoising": ("end-is-learned", "generation-stops", *PACKED)}
 TEXTS = [
     "The duck went home.",
     "A shoe! A red shoe, and then another one, and nobody knew whose they were.",
@@ -320,7 +322,7 @@ def test_an_objective_resumes_to_the_bit_and_its_model_goes_on(objective, mended
     resumed = run_stage("pretrain", settings, context_for(tmp_path / "b"))
     assert same(tmp_path / "a" / "x" / "model", tmp_path / "b" / "x" / "model")
     assert resumed.metrics["held_out_loss"] == whole.metrics["held_out_loss"]
-    assert [gate.name for gate in resumed.gates if gate.passed] == ["packed-documents-apart"]
+    assert passed(resumed.gates) == gates_of("pretrain", *HAS[objective])
 
     more = settings | {"model": {"path": str(tmp_path / "a" / "x" / "model")}, "tokenizer": None}
     more = run_stage("pretrain", more | {"trainer": {"max_steps": 1}}, context_for(tmp_path / "c"))

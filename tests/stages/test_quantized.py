@@ -16,7 +16,7 @@ from llmpipe.settings import PathSource
 from llmpipe.training import adapters, models, quantized
 from llmpipe.training.ppo.shared import put
 from tests.stages.test_lora import settings_for, trained
-from tests.stages.tiny import context_for, run_stage
+from tests.stages.tiny import context_for, passed, run_stage
 
 NF4 = {"lora": {"r": 4}, "quantize": "nf4"}
 
@@ -106,9 +106,7 @@ def test_a_stage_reads_its_model_in_4_bits_and_compares_it_with_nothing(
     given = settings_for(tmp_path, make_model, tokenizer)
     given |= {"data": {"builtin": "storyworld", "rows": 24}, "trainer": {"max_steps": 1}}
     result = run_stage(kind, given | NF4, context_for(tmp_path))
-    assert [gate.name for gate in result.gates][-1] == "adapter-is-finite"
-    assert all(gate.passed for gate in result.gates)
-    assert "adapter-merges" not in [gate.name for gate in result.gates]
+    assert passed(result.gates) & {"adapter-is-finite", "adapter-merges"} == {"adapter-is-finite"}
     assert len(loads) == (1 if kind == "sft" else 2)
     in_4_bits = loads[:1] if kind == "reward" else loads  # dpo's reference too; a reward model is read back in full
     assert all(told.items() >= TOLD.items() and told["dtype"] == torch.float32 for told in in_4_bits)

@@ -13,7 +13,7 @@ from llmpipe.data.formats import Conversation
 from llmpipe.errors import DataError, StageError
 from llmpipe.training import denoising, models, objectives, seq2seq
 from llmpipe.training.packing import IGNORED
-from tests.stages.tiny import context_for, run_recipe, run_stage, same
+from tests.stages.tiny import context_for, gates_of, passed, run_recipe, run_stage, same
 
 T5 = {"num_layers": 2, "d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2}
 
@@ -81,7 +81,8 @@ def test_sft_teaches_an_encoder_decoder_and_eval_asks_it(folder, tmp_path) -> No
     assert made.metrics["held_out_perplexity"] == pytest.approx(
         torch.tensor(made.metrics["held_out_loss"]).exp().item()
     )
-    assert {gate.name: gate.passed for gate in made.gates} == {"pad-is-not-end": True, "packed-documents-apart": True}
+    of_stage = gates_of("sft", "packed-documents-apart", "tied-embeddings", "checkpoint-replays")
+    assert passed(made.gates) == of_stage
 
     with pytest.raises(StageError) as error:
         run_stage("sft", settings | {"lora": {}}, context_for(tmp_path / "b"))

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from transformers import AutoTokenizer
 
+from llmpipe import gates, worker
 from llmpipe import recipe as recipes
-from llmpipe import worker
 from llmpipe.artifact import Gate, read_manifest, write_json
 from llmpipe.data import Row
 from llmpipe.evaluation import token_report
@@ -100,6 +100,7 @@ def test_the_manifest_says_how_many_rows_were_left_out(tmp_path, monkeypatch) ->
     assert manifest is not None and manifest.metrics["documents"] == 2
     assert manifest.metrics["bad_rows"] == 1 == events[-1]["metrics"]["bad_rows"]
     assert manifest.gates == [
-        Gate(name="pad-bos-end-distinct", passed=True, why="a pad that is also the end hides the end from training")
+        Gate(name="pad-bos-end-distinct", passed=True, why="a pad that is also the end hides the end from training"),
+        gates.gate("template-travels", True),
     ]
     assert json.loads(Path("run/tok/bad_rows.jsonl").read_text(encoding="utf-8"))["where"] == "a.jsonl:2"

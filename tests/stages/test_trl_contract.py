@@ -26,7 +26,10 @@ KEYS = {"stage_defaults": {}, "rows": 10, "row_tokens": 16, "width": 32}
 SETTINGS = TrainingSettings(kind="sft", precision="fp32")
 
 
-@pytest.mark.parametrize("name", ["create_model_card", "floating_point_ops", "_get_grad_norm", "training_step"])
+NAMES = ["create_model_card", "floating_point_ops", "_get_grad_norm", "training_step", "_prepare_inputs"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_what_is_overridden_exists(name) -> None:
     assert callable(getattr(SFTTrainer, name))
     assert name == "create_model_card" or callable(getattr(Trainer, name))

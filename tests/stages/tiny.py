@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from llmpipe import pipeline, runner, stages
-from llmpipe.artifact import StepRecord
+from llmpipe.artifact import Gate, StepRecord
 from llmpipe.context import Context, Event, Result
+from llmpipe.gates import REASONS
 
 
 def context_for(run_dir: Path, *, stop: Callable[[], Any] = lambda: None) -> Context:
@@ -38,6 +39,22 @@ def run_recipe(folder: Path, text: str) -> Path:
         str(recipe), folder / "run", pipeline.Request(options=runner.Options(in_process=True, allow_code=True))
     )
     return folder / "run"
+
+
+def passed(gates: Iterable[Gate]) -> set[str]:
+    """Name the gates of a stage, none of which may have failed."""
+    found = list(gates)
+    assert not [(gate.name, gate.measured) for gate in found if not gate.passed]
+    assert len(found) == len({gate.name for gate in found})
+    return {gate.name for gate in found}
+
+
+def gates_of(kind: str, *conditional: str) -> set[str]:
+    """Name the gates that a stage has, with these of those that it does not always have."""
+    only = {name: reason.only for name, reason in REASONS.items() if kind in reason.stages}
+    always = {name for name, of in only.items() if not of or (of.startswith("pretrain:") and kind != "pretrain")}
+    assert not always & {*conditional} and only.keys() >= {*conditional}
+    return always | {*conditional}
 
 
 def stop_after(steps: int, how: str) -> Callable[[], str | None]:

@@ -29,7 +29,7 @@ LAYERS = [
     {"recipe", "wording", "functions"},
     {"edges"},
     {"stages"},
-    {"architectures", "curation", "data", "context"},
+    {"architectures", "curation", "data", "context", "gates"},
     {"tasks"},
     {"judging"},
     {"bounds"},
