@@ -75,16 +75,20 @@ def machine() -> dict[str, Any]:
 
 def keys(records: Iterable[StepRecord]) -> dict[str, str]:
     """Return for each stage what its costs go by; stages come after those that they read."""
-    here, found = machine(), {}
+    here = machine()
+    found: dict[str, str] = {}
     for record in records:
         settings = record.settings | {"trainer": _kept(record.settings.get("trainer") or {})}
         named = {entry.field for entry in record.inputs}
+        inputs = [[entry.field, found.get(entry.source.get("stage", ""), entry.identity)] for entry in record.inputs]
         identity = {
             "kind": record.kind,
             "version": record.stage_version,
             "machine": here,
             "settings": {key: value for key, value in settings.items() if key not in named},
-            "inputs": [[entry.field, found.get(entry.source.get("stage", ""), entry.identity)] for entry in record.inputs],
+            "inputs": [
+                [entry.field, found.get(entry.source.get("stage", ""), entry.identity)] for entry in record.inputs
+            ],
         }
         found[record.name] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return found

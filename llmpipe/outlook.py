@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from llmpipe import console, estimate
@@ -10,6 +10,7 @@ from llmpipe.estimate import Estimate
 from llmpipe.forecast import forecast
 from llmpipe.plan import Step
 
+Writer = Callable[[float], str]
 HEADER = ("", "parameters", "tokens", "FLOPs", "memory", "disk", "time")
 
 
