@@ -86,9 +86,7 @@ def keys(records: Iterable[StepRecord]) -> dict[str, str]:
             "version": record.stage_version,
             "machine": here,
             "settings": {key: value for key, value in settings.items() if key not in named},
-            "inputs": [
-                [entry.field, found.get(entry.source.get("stage", ""), entry.identity)] for entry in record.inputs
-            ],
+            "inputs": inputs,
         }
         found[record.name] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return found
