@@ -136,14 +136,14 @@ def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     outlook.show({"base": small, "a-longer-name": large, "x": Estimate(problem="no hub")}, "r.yaml")
     assert capsys.readouterr().err.splitlines() == [
         "",
-        "                 parameters  tokens    FLOPs  memory    disk     time",
+        "                 parameters  tokens   FLOPs  memory    disk     time",
         "  base               527.0k   1.4 M  4.4e12  680 MB   14 MB     1:12",
         "  a-longer-name     135.0 B   2.5 B  1.2e21  3.2 GB  540 MB  2:03:04",
         "",
         "  those that were measured: about 2:04:16, 3.2 GB of memory, 554 MB of disk",
         "  x could not be calibrated: no hub",
-        "  a-longer-name needs about 3.2 GB of memory, and this machine has 2.0 GB: lower ",
-        "batch_tokens, micro_batch_tokens or trainer.per_device_train_batch_size",
+        "  a-longer-name needs about 3.2 GB of memory, and this machine has 2.0 GB: lower batch_tokens, "
+        "micro_batch_tokens or trainer.per_device_train_batch_size",
     ]
 
 
@@ -166,7 +166,7 @@ def test_a_plan_shows_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_the_report_compares(tmp_path: Path) -> None:
-    made = [Made("tok", kind="tokenizer", metrics={"peak_memory_mb": 100.0}), Made("chat", reads=[("model", "tok")])]
+    made = [Made("tok", metrics={"peak_memory_mb": 100.0}), Made("chat", reads=[("model", "tok")])]
     run = make_run(tmp_path / "run", made)
     assert "What was estimated" not in report.write(run).page.read_text(encoding="utf-8")
     records = [step for name in ("tok", "chat") if (step := read_step(run / name))]
