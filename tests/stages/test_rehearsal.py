@@ -23,9 +23,9 @@ stages:
     kind: pretrain
     data: {builtin: storyworld, rows: 200}
     model: {arch: llama, config: {num_hidden_layers: 1, hidden_size: 16, intermediate_size: 32, num_attention_heads: 2}}
-    context: 64
-    batch_tokens: 512
-    micro_batch_tokens: 128
+    context: 256
+    batch_tokens: 2048
+    micro_batch_tokens: 512
     trainer: {max_steps: 9, eval_steps: 4}
   judge:
     kind: reward
@@ -90,12 +90,12 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     measured(tmp_path, text.replace("max_steps: 9", "max_steps: 90, learning_rate: 1e-5"))
     assert ran == []
     monkeypatch.setattr(calibrate, "_rehearse", lambda step, *_: ran.append(step.name) or {})
-    measured(tmp_path, text.replace("micro_batch_tokens: 128", "micro_batch_tokens: 256"))
+    measured(tmp_path, text.replace("micro_batch_tokens: 512", "micro_batch_tokens: 1024"))
     assert ran == ["tok", "base"]  # which reads tok
     assert make_plan(recipes.load(tmp_path / "tiny.yaml"), run)[0].action == "run"  # nothing of it counts as done
 
 
 def test_a_stage_that_fails_says_why(tmp_path: Path) -> None:
-    found = estimate.read(measured(tmp_path, RECIPE.partition("  judge:")[0].replace("context: 64", "context: 64000")))
+    found = estimate.read(measured(tmp_path, RECIPE.partition("  judge:")[0].replace("context: 256", "context: 256000")))
     assert "problem" not in found["tok"]
     assert found["base"]["problem"].startswith("the text has ")
