@@ -96,6 +96,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
 
 
 def test_a_stage_that_fails_says_why(tmp_path: Path) -> None:
-    found = estimate.read(measured(tmp_path, RECIPE.partition("  judge:")[0].replace("context: 256", "context: 256000")))
+    found = estimate.read(
+        measured(tmp_path, RECIPE.partition("  judge:")[0].replace("context: 256", "context: 256000"))
+    )
     assert "problem" not in found["tok"]
     assert found["base"]["problem"].startswith("the text has ")
