@@ -4,6 +4,7 @@ runs/stories/
   recipe.yaml                as used; `llmpipe run runs/stories/recipe.yaml` repeats the run
   .lock  .worker.lock        who works here
   .history/                  outputs that a changed stage left behind
+  estimate.json              what `plan --calibrate` measured
   .bases/                    GGUF files that stages begin from, as folders
   report.html  report/       what came of it, to look at
   chat/

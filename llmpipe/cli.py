@@ -113,16 +113,31 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="Recipe file, run directory, or name of a shipped recipe.")],
     run: RunDir = None,
     set_: Set = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Run a few steps of each stage, to tell time and memory.")
+    ] = False,
+    prefetch: Annotated[bool, typer.Option("--prefetch", help="Fetch models and data from the hub now.")] = False,
     verify: Verify = False,
+    allow_code: AllowCode = False,
     json_output: Json = False,
 ) -> None:
-    """Check a recipe and show what a run would do, and why."""
+    """Check a recipe and show what a run would do, why, and what it will take."""
     from llmpipe import recipe as recipes
     from llmpipe.pipeline import Request, run_dir_of, show_plan
+    from llmpipe.runner import Options
 
     request = Request(overrides=set_ or [], verify=verify, json=json_output)
     found = recipes.load(recipes.find(recipe), overrides=request.overrides)
-    show_plan(found, run_dir_of(found, run), request)
+    run_dir = run_dir_of(found, run)
+    if prefetch:
+        from llmpipe.prefetch import fetch
+
+        fetch(found, run_dir)
+    if calibrate:
+        from llmpipe.calibrate import calibrate as measure
+
+        measure(found, run_dir, Options(allow_code=allow_code))
+    show_plan(found, run_dir, request)
 
 
 @app.command(rich_help_panel="Pipeline")

@@ -17,6 +17,9 @@ from llmpipe.settings import AnySource, Artifact, GgufSource, HubSource, PathSou
 Event = dict[str, Any]
 """What a worker tells its runner: {"event": "log" | "say" | "explain" | "done" | "error", ...}."""
 
+REHEARSAL = "rehearsal.json"
+"""In a run directory: its stages only show what they cost. In the folder of one of them: what that is."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -53,6 +56,11 @@ class Context:
     def seed(self) -> int:
         """The recipe's seed."""
         return self.step.seed
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether the stage is only to show what it costs: a few steps of it, by `plan --calibrate`."""
+        return (self.run_dir / REHEARSAL).exists()
 
     @property
     def checkpoints(self) -> Path:

@@ -8,7 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe import artifact, console, junit, packages, preview, recipe_edit, report, runner, stages, summary, yaml_tree
+from llmpipe import (
+    artifact,
+    console,
+    estimate,
+    junit,
+    outlook,
+    packages,
+    preview,
+    recipe_edit,
+    report,
+    runner,
+    stages,
+    summary,
+    yaml_tree,
+)
 from llmpipe import recipe as recipes
 from llmpipe.bounds import BoundError
 from llmpipe.context import Context
@@ -204,16 +218,17 @@ def header(recipe: Recipe, run_dir: Path) -> None:
 def show_plan(recipe: Recipe, run_dir: Path, request: Request) -> None:
     """Show what a run would do."""
     steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
-    data = list(preview.previews(steps))
+    data, expected = list(preview.previews(steps)), outlook.estimates(steps, run_dir)
     if request.json:
-        rows = runner.status(steps, run_dir)
-        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": rows, "data": data})
+        found = {"steps": runner.status(steps, run_dir), "data": data, "estimates": estimate.as_json(expected)}
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, **found, "memory_mb": estimate.memory_mb()})
         return
     header(recipe, run_dir)
     console.show(plan_table(steps))
     if data:
         console.say("")
         console.show(console.table(preview.rows_of(data), header=("", "data file", "read as", "columns")))
+    outlook.show(expected, recipe.tree.file)
 
 
 def try_curation(recipe: Recipe, run_dir: Path, request: Request) -> None:

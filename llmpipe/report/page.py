@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from llmpipe import bounds, cards, console, summary
 from llmpipe.artifact import StepRecord
 from llmpipe.changes import brief, flat, without
-from llmpipe.report import figures
+from llmpipe.report import figures, outcome
 from llmpipe.report.collect import Run, Stage
 
 PICTURE_BYTES = 200_000
@@ -81,6 +81,7 @@ def render(run: Run, lineage: str, curves: dict[str, dict[str, tuple[figures.Cha
         answers=[(stage.name, list(answers(stage))) for stage in run.stages],
         lineage=lineage,
         stages=stages(run),
+        estimated=Table(outcome.HEADER, outcome.rows(run), numbers=range(1, 7)),
         curves={
             name: [(picture, points(chart)) for chart, picture in drawn.values()]
             for name, drawn in curves.items()

@@ -22,7 +22,7 @@ from llmpipe.checkpoints import complete_checkpoints, mark_complete, rotate
 from llmpipe.context import Context
 from llmpipe.errors import DivergedError, StageError, StoppedError
 from llmpipe.settings import TrainingSettings
-from llmpipe.training import replay
+from llmpipe.training import rehearsal, replay
 from llmpipe.training.packing import IGNORED
 
 PROGRESS_EVERY_S = 0.25
@@ -227,6 +227,8 @@ def fit(
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
     trainer.add_callback(flow)
+    if ctx.is_rehearsal:
+        rehearsal.watch(trainer, ctx, settings)
     trainer.model.config.use_cache = False  # with it, packed documents leak into each other without a word
     found = complete_checkpoints(ctx.checkpoints)
     measured = len(trainer.eval_dataset or ()) > 0

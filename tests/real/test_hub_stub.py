@@ -111,3 +111,23 @@ def test_a_hub_out_of_reach_is_said_plainly(tmp_path: Path, hub: dict[str, str])
     assert done.returncode == 1
     assert "can the hub be reached?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_shared
+def test_what_was_fetched_runs_without_network(tmp_path: Path, hub: dict[str, str]) -> None:
+    (tmp_path / "chat.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 4, encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "name: x\nstages:\n  chat: {kind: sft, model: {hub: tiny/stories}, data: {path: chat.jsonl},"
+        " held_out: {share: 0}, trainer: {max_steps: 1}}\n",
+        encoding="utf-8",
+    )
+    options = {"capture_output": True, "text": True, "encoding": "utf-8", "cwd": tmp_path}
+    fetched = subprocess.run([LLMPIPE, "plan", str(recipe), "--run", "run", "--prefetch"], env=hub, **options)
+    assert fetched.returncode == 0, fetched.stderr
+    assert f"tiny/stories  model at commit {FIRST[:12]}, 1.0 MB" in fetched.stderr
+    Hub.newest, Hub.asked = SECOND, []
+    alone = hub | {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([LLMPIPE, "run", str(recipe), "--run", "run"], env=alone, **options)
+    assert done.returncode == 0, done.stderr
+    assert Hub.asked == []
