@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from llmpipe.data.rows import needed, shown
 from llmpipe.errors import Problem, UsageError
@@ -48,6 +49,31 @@ def refuse_without_readers(steps: Sequence[Step]) -> None:
                         first[module] = Problem(what, where=shown(file))
     if first:
         raise UsageError(list(first.values()), hint="pip install 'llmpipe[data]'")
+
+
+def refuse_without_curators(steps: Sequence[Step]) -> None:
+    """Refuse to begin where a curate stage asks for a package that is missing: datatrove here, or presidio.
+
+    Raises:
+        UsageError: a step that is not skipped would use one.
+    """
+    first: dict[str, Problem] = {}
+    for step in steps:
+        if step.record.kind == "curate" and step.action not in ("skip", "wait"):
+            for module in _asked_for(step.record.settings):
+                if module not in first and not is_there(module):
+                    first[module] = Problem(f"stage {step.name} needs the package {module}, which is not installed")
+    if first:
+        raise UsageError(list(first.values()), hint=" ".join(EXTRAS[module] for module in first))
+
+
+EXTRAS = {"datatrove": "pip install 'llmpipe[datatrove]'"}
+
+
+def _asked_for(settings: dict[str, Any]) -> Iterator[str]:
+    """Yield the packages of a curate stage's settings; a pipeline for a cluster is only written here."""
+    if (settings.get("engine") or {}).get("executor") == "local":
+        yield "datatrove"
 
 
 def is_there(module: str) -> bool:

@@ -166,6 +166,7 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
         runner.refuse_code(steps, request.options)
         packages.refuse_without_gguf(steps)
         packages.refuse_without_readers(steps)
+        packages.refuse_without_curators(steps)
         recipe_edit.keep(run_dir, text)
         header(recipe, run_dir)
         console.show(plan_table(steps))
