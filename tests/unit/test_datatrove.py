@@ -146,7 +146,7 @@ RECIPE = "name: x\nstages:\n  corpus: {kind: curate, data: DATA, steps: [STEPS],
         (
             "datatrove",
             "pii",
-            "{path: x.jsonl, weight: 2}",
+            "{path: FILE, weight: 2}",
             "datatrove reads every document once; leave out `weight:`, which is for the stages after this one",
         ),
     ],
@@ -154,7 +154,12 @@ RECIPE = "name: x\nstages:\n  corpus: {kind: curate, data: DATA, steps: [STEPS],
 def test_what_it_cannot_do_is_said_before_anything_runs(
     engine: str, steps: str, data: str | None, message: str
 ) -> None:
-    text = RECIPE.replace("ENGINE", engine).replace("STEPS", steps).replace("DATA", data or "{path: x.jsonl}")
+    text = (
+        RECIPE.replace("ENGINE", engine)
+        .replace("STEPS", steps)
+        .replace("DATA", data or "{path: FILE}")
+        .replace("FILE", __file__)
+    )
     with pytest.raises(RecipeError) as failed:
         recipes.check(yaml_tree.parse(text, shown_as="r.yaml"), Path("r.yaml").absolute())
     assert [problem.message for problem in failed.value.problems] == [message]
