@@ -70,9 +70,11 @@ class Settings(Strict):
         fields = type(self).model_fields
         of_words = [key for key in ("severity", "share", "words") if getattr(self, key) != fields[key].default]
         if self.labels is None and self.threshold is not None:
-            raise ValueError("`threshold:` is for the classifier; say which of its classes are toxic: labels: [...]")
+            told = "`threshold:` is for the classifier; say which of its classes are toxic: labels: [...]"
+            raise PydanticCustomError("step", "{told}", {"told": told})
         if self.labels is not None and of_words:
-            raise ValueError(f"with `labels:` the classifier decides, and `{of_words[0]}:` is for the list of words")
+            told = f"with `labels:` the classifier decides, and `{of_words[0]}:` is for the list of words"
+            raise PydanticCustomError("step", "{told}", {"told": told})
         return self
 
 

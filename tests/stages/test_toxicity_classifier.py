@@ -74,7 +74,7 @@ def test_a_label_that_the_classifier_does_not_have(classifier: str, tmp_path: Pa
 
 RECIPE = """name: x
 stages:
-  mod: {kind: classify, model: {path: .}, data: {builtin: storyworld}}
+  mod: {kind: classify, model: {hub: a/b}, data: {builtin: storyworld}}
   corpus: {kind: curate, data: {builtin: storyworld}, steps: [STEP]CLASSIFIER}
 """
 

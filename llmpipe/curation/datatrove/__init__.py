@@ -16,6 +16,7 @@ import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from llmpipe.settings import BuiltinSource, HubSource, Strict
 
@@ -41,10 +42,12 @@ class Datatrove(Strict):
     def _cluster_is_described(self) -> Self:
         slurm = {"partition": self.partition, "time": self.time}
         if self.executor == "slurm" and (missing := [key for key, value in slurm.items() if value is None]):
-            raise ValueError(f"slurm needs to know the {' and the '.join(missing)} of its jobs")
+            told = f"slurm needs to know the {' and the '.join(missing)} of its jobs"
+            raise PydanticCustomError("engine", "{told}", {"told": told})
         said = [key for key, value in (slurm | {"environment": self.environment}).items() if value is not None]
         if self.executor != "slurm" and said:
-            raise ValueError(f"`{said[0]}:` is for the executor slurm, and this one is {self.executor}")
+            told = f"`{said[0]}:` is for the executor slurm, and this one is {self.executor}"
+            raise PydanticCustomError("engine", "{told}", {"told": told})
         return self
 
 
