@@ -43,11 +43,11 @@ class Datatrove(Strict):
         slurm = {"partition": self.partition, "time": self.time}
         if self.executor == "slurm" and (missing := [key for key, value in slurm.items() if value is None]):
             told = f"slurm needs to know the {' and the '.join(missing)} of its jobs"
-            raise PydanticCustomError("engine", "{told}", {"told": told})
+            raise PydanticCustomError("step", "{told}", {"told": told})
         said = [key for key, value in (slurm | {"environment": self.environment}).items() if value is not None]
         if self.executor != "slurm" and said:
             told = f"`{said[0]}:` is for the executor slurm, and this one is {self.executor}"
-            raise PydanticCustomError("engine", "{told}", {"told": told})
+            raise PydanticCustomError("step", "{told}", {"told": told})
         return self
 
 
