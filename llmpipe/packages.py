@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from llmpipe.data.rows import needed, shown
 from llmpipe.errors import Problem, UsageError
@@ -66,6 +67,24 @@ def refuse_without_lm_eval(steps: Sequence[Step]) -> None:
     ]
     if problems:
         raise UsageError(problems, hint="pip install 'llmpipe[eval]'")
+
+
+def refuse_without_datatrove(steps: Sequence[Step]) -> None:
+    """Refuse to begin where datatrove is to run here and it is missing; a pipeline for a cluster is only written here.
+
+    Raises:
+        UsageError: a step that is not skipped would use it.
+    """
+    needs = [
+        step.name
+        for step in steps
+        if step.record.kind == "curate"
+        and step.action not in ("skip", "wait")
+        and (step.record.settings.get("engine") or {}).get("executor") == "local"
+    ]
+    if needs and not is_there("datatrove"):
+        problem = Problem(f"stage {needs[0]} needs the package datatrove, which is not installed")
+        raise UsageError(problem, hint="pip install 'llmpipe[datatrove]'")
 
 
 def is_there(module: str) -> bool:

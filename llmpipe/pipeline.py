@@ -185,6 +185,7 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
         packages.refuse_without_gguf(steps)
         packages.refuse_without_readers(steps)
         packages.refuse_without_lm_eval(steps)
+        packages.refuse_without_datatrove(steps)
         recipe_edit.keep(run_dir, text)
         header(recipe, run_dir)
         console.show(plan_table(steps))

@@ -5,6 +5,9 @@ A step is a module with two names. `Settings` (pydantic, `step: Literal["pii"]`)
 processes and a run repeats. A step that has to see the whole corpus first also has `gather(settings)`, which returns a
 function `str -> Counter[str]`; the sum of its counters over the corpus is the second argument of `build`.
 
+A step that judges many texts at once, with something it is given, has `build_for_many(settings, given)` beside `build`;
+it returns a function `list[str] -> list[Verdict]`.
+
 A step that compares texts with each other has `keys(settings)` instead, which returns a pure function
 `str -> list[bytes]`: a key for each unit of a text (the text itself, or its paragraphs). `Comparison(settings, folder)`
 takes the keys of all texts in order and says which units repeat an earlier one; `build(settings)` then returns a

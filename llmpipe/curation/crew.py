@@ -72,6 +72,7 @@ def available_cores() -> int:
 
 def _join_crew() -> None:
     """Leave Ctrl-C to the process that started this one, and end with it, however it ends."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a process for each core; torch reads it at its import
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -20,7 +20,7 @@ from llmpipe.settings import Strict
 Item = tuple[Document, tuple[int, ...]]
 """A document, and the numbers of its units that repeat earlier ones."""
 Count = Callable[[str], Counter[str]]
-Mend = Callable[[str, tuple[int, ...]], Verdict]
+Mend = Callable[[list[str], list[tuple[int, ...]]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ class Work:
         self.gather: Count | None = module_of(ahead).gather(ahead) if ahead is not None and is_gathered(ahead) else None
         self.counts_before, self.counts_after = job.counts_before, job.counts_after
 
-    def through(self, document: Document, repeated: tuple[int, ...], tallies: list[Tally]) -> list[Document]:
-        """Take a document through the steps; returns what is left of it."""
-        left = [document]
+    def through(self, items: list[Item], tallies: list[Tally]) -> list[Document]:
+        """Take documents through the steps; returns what is left of them, in order."""
+        left, repeated = [document for document, _ in items], [units for _, units in items]
         for step, tally in zip(self.steps, tallies, strict=True):
             before, left = left, []
-            for one in before:
-                verdict = step(one.text, repeated)
+            for one, verdict in zip(before, step([one.text for one in before], repeated), strict=True):
                 tally.note(one, verdict)
                 left += [one if text == one.text else Document(text, one.where) for text in verdict.texts]
+            repeated = [()] * len(left)  # only the first step of a pass compares texts
         return left
 
 
@@ -100,10 +100,13 @@ def _mending(step: Any, given: Any) -> Mend:
     """Build a step; those that do not compare texts know of no units."""
     module = module_of(step)
     if is_compared(step):
-        compared: Mend = module.build(step)
-        return compared
+        compared: Callable[[str, tuple[int, ...]], Verdict] = module.build(step)
+        return lambda texts, repeated: list(map(compared, texts, repeated))
+    if given is not None and "build_for_many" in vars(module):
+        many: Callable[[list[str]], list[Verdict]] = module.build_for_many(step, given)
+        return lambda texts, _: many(texts)
     alone: Callable[[str], Verdict] = module.build(step) if given is None else module.build(step, given)
-    return lambda text, _: alone(text)
+    return lambda texts, _: list(map(alone, texts))
 
 
 @lru_cache(maxsize=1)
@@ -117,17 +120,17 @@ def do(path: Path, items: list[Item]) -> Done:
     work = _work(path)
     done = Done([Tally(name) for name in work.names], len(items))
     keys: list[bytes] = []
-    for document, repeated in items:
-        if work.counts_before:
+    if work.counts_before:
+        for document, _ in items:
             done.before.update(bias.count(document.text))
-        for left in work.through(document, repeated, done.tallies):
-            done.documents.append(left)
-            found = work.keys(left.text) if work.keys else []
-            keys += found
-            done.units.append(len(found))
-            if work.gather is not None:
-                done.gathered.update(work.gather(left.text))
-            if work.counts_after:
-                done.after.update(bias.count(left.text))
+    for left in work.through(items, done.tallies):
+        done.documents.append(left)
+        found = work.keys(left.text) if work.keys else []
+        keys += found
+        done.units.append(len(found))
+        if work.gather is not None:
+            done.gathered.update(work.gather(left.text))
+        if work.counts_after:
+            done.after.update(bias.count(left.text))
     done.keys = b"".join(keys)
     return done

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from llmpipe.context import Context, Result
-from llmpipe.curation import Document
+from llmpipe.curation import Document, datatrove
 from llmpipe.curation.steps import Step
-from llmpipe.settings import Accepts, Artifact, BuiltinSource, DataSources, StageSettings, Strict
+from llmpipe.settings import Accepts, Artifact, BuiltinSource, DataSources, FolderSource, StageSettings, Strict
 
 if TYPE_CHECKING:
     from llmpipe.curation.engine import Account
@@ -57,12 +57,22 @@ class Settings(StageSettings):
     evaluation: Annotated[DataSources | None, Accepts(("dataset",), fill=False)] = Field(
         None, description="what models will be evaluated on, for the step decontaminate"
     )
+    classifier: Annotated[FolderSource | None, Accepts(("classifier",), fill=False)] = Field(
+        None,
+        exclude_if=lambda source: source is None,
+        description="tells toxic texts, for a step {step: toxicity, labels: [...]}; a stage, or {path: FOLDER}",
+    )
+    engine: datatrove.Engine | None = Field(
+        None,
+        exclude_if=lambda engine: engine is None,
+        description="datatrove, or {name: datatrove, executor: slurm, tasks: 500, ...}; llmpipe's own when left out",
+    )
     bias_report: bool = Field(False, description="count groups of people, and what goes with them, before and after")
     processes: int | None = Field(None, ge=1, description="processes at work; one for each core when left out")
 
     def unused_inputs(self) -> frozenset[str]:
-        """Evaluation files are for one step."""
-        return frozenset({"evaluation"})
+        """Evaluation files and a classifier are for one step each."""
+        return frozenset({"evaluation", "classifier"})
 
     @model_validator(mode="after")
     def _evaluation_is_used(self) -> Settings:
@@ -71,6 +81,21 @@ class Settings(StageSettings):
             raise ValueError("decontaminate needs to know what to look for: evaluation: {path: FILES}")
         if self.evaluation is not None and not wanted:
             raise ValueError("no step reads `evaluation:`; add decontaminate to the steps, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _classifier_is_used(self) -> Settings:
+        wanted = any(step.step == "toxicity" and step.labels for step in self.steps)
+        if wanted and self.classifier is None:
+            raise ValueError("toxicity with `labels:` needs what tells them: classifier: STAGE, or {path: FOLDER}")
+        if self.classifier is not None and not wanted:
+            raise ValueError("no step reads `classifier:`; write {step: toxicity, labels: [...]}, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Settings:
+        if self.engine and (told := datatrove.problem(self.steps, self.data or [], bias_report=self.bias_report)):
+            raise ValueError(told)
         return self
 
 
@@ -83,6 +108,7 @@ def run(settings: Settings, ctx: Context) -> Result:
     """Take all documents through the steps, and write what is left."""
     from llmpipe.artifact import write_json, write_text
     from llmpipe.curation.bias_picture import picture
+    from llmpipe.curation.datatrove import jobs
     from llmpipe.curation.engine import Account
     from llmpipe.curation.output import Size, write
     from llmpipe.data.split import sides
@@ -91,9 +117,12 @@ def run(settings: Settings, ctx: Context) -> Result:
         return Result([], {})
     assert settings.data is not None
     account, before, after, folder = Account(), Size(), Size(), ctx.output("dataset")
-    folder.mkdir()
-    cleaned = clean(settings, ctx, before.watch(documents(settings, ctx)), account, folder=ctx.dir / "work")
+    if settings.engine is None:
+        cleaned = clean(settings, ctx, before.watch(documents(settings, ctx)), account, folder=ctx.dir / "work")
+    else:
+        cleaned = jobs.documents(settings, ctx, given_to_steps(settings, ctx), account, before)
     texts = (document.text for document in after.watch(cleaned))
+    folder.mkdir(exist_ok=True)
     written = write(sides(texts, share=settings.split.validation), folder)
     refuse_nothing(after, account)
     facts = measures(before, after) | written | against_the_key(settings, ctx)
@@ -135,9 +164,7 @@ def clean(
 ) -> Iterator[Document]:
     """Yield what the steps leave of the documents; files of the engine come into `folder`, which goes again."""
     from llmpipe.curation.crew import Crew, available_cores
-    from llmpipe.curation.decontaminate import hashes_of
     from llmpipe.curation.engine import Engine
-    from llmpipe.data.sources import rows_of
     from llmpipe.errors import StoppedError
 
     def progress(**numbers: Any) -> None:
@@ -146,11 +173,7 @@ def clean(
             hint = "the same command begins this stage again"
             raise StoppedError("stopped; nothing of this stage is kept", hint=hint, interrupted=how == "interrupt")
 
-    given = {
-        number: hashes_of((row.value for row in rows_of(settings.evaluation or [], ctx)), step)
-        for number, step in enumerate(settings.steps)
-        if step.step == "decontaminate"
-    }
+    given = given_to_steps(settings, ctx)
     folder.mkdir(exist_ok=True)
     try:
         with Crew(settings.processes or available_cores()) as crew:
@@ -158,6 +181,23 @@ def clean(
             yield from engine.run(found, settings.steps, account)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def given_to_steps(settings: Settings, ctx: Context) -> dict[int, Any]:
+    """Return what steps are given beside their settings, by their place: hashes of the evaluation, a model's folder."""
+    from llmpipe.curation.decontaminate import hashes_of
+    from llmpipe.curation.toxicity import refuse_unknown
+    from llmpipe.data.sources import rows_of
+
+    given: dict[int, Any] = {}
+    for number, step in enumerate(settings.steps):
+        if step.step == "decontaminate":
+            given[number] = hashes_of((row.value for row in rows_of(settings.evaluation or [], ctx)), step)
+        elif step.step == "toxicity" and step.labels:
+            assert settings.classifier is not None
+            given[number] = ctx.folder_of(settings.classifier)
+            refuse_unknown(step.labels, given[number])
+    return given
 
 
 def refuse_nothing(after: Size, account: Account) -> None:
