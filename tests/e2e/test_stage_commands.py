@@ -39,7 +39,8 @@ def test_a_run_grows_by_flags_and_repeats_as_a_recipe(llmpipe):
     changed = llmpipe("sft", "--run", "mine", "--set", "trainer.max_steps=3", "--dry-run").stderr
     assert "rerun  trainer.max_steps 2 → 3" in changed, "the same name updates the stage and keeps its other keys"
     assert "max_steps: 2" in (llmpipe.folder / "mine/recipe.yaml").read_text(), "a dry run writes nothing"
-    llmpipe("run", "mine/recipe.yaml", "--run", "again")
+    again = llmpipe("run", "mine/recipe.yaml", "--run", "again")
+    assert "leaked" not in again.stderr, "a worker that merged an adapter has left nothing behind"
     first, second = ((llmpipe.folder / name / "sft/model/model.safetensors").read_bytes() for name in ("mine", "again"))
     assert first == second
 

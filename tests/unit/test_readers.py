@@ -352,7 +352,7 @@ LARGE = {
     "blank lines": (WORDS * 3 + "\n") * 90_000,
     "lines": WORDS * 260_000,
     "words": "größer " * 1_100_000,
-    "one word": "🦊" * 2_200_000,
+    "one word": "a" + "🦊" * 2_200_000,
 }
 
 
