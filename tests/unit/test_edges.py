@@ -99,7 +99,7 @@ def test_a_folder_says_whether_it_is_an_encoder_decoder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("given").mkdir()
-    Path("given/config.json").write_text(json.dumps({"is_encoder_decoder": is_one}))
+    Path("given/config.json").write_text(json.dumps({"is_encoder_decoder": is_one}), encoding="utf-8")
     Path("given/model.safetensors").touch()
     chat = f"  chat: {{kind: sft, model: {{path: given}}, {DATA}}}\n"
     judge = f"  judge: {{kind: reward, model: chat, {DATA}}}\n"

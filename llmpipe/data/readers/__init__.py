@@ -20,12 +20,12 @@ Reader = Callable[[BufferedReader, str], Iterator[Row | Problem | PassedOver]]
 Line = tuple[int, str, BadRow | None]  # its number, its text with the line end, what is wrong with its bytes
 
 
-def lines(file: Iterable[bytes], name: str, *, number: int = 1, offset: int = 0) -> Iterator[Line]:
+def lines(file: Iterable[bytes], name: str, *, first: int = 1, offset: int = 0) -> Iterator[Line]:
     """Yield the lines of a UTF-8 file, each with what is wrong with its bytes.
 
-    `number` and `offset`, in bytes, are those of the first line, where it is not the file's.
+    `first` is the number of the first line and `offset` its place in bytes, where it does not begin the file.
     """
-    for number, raw in enumerate(file, number):
+    for number, raw in enumerate(file, first):
         body = raw if offset else raw.removeprefix(codecs.BOM_UTF8)
         problem = None
         try:

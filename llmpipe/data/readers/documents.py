@@ -42,7 +42,7 @@ def _document(piece: bytes, name: str, *, number: int, offset: int) -> Iterator[
             yield Row(f"{name}:{number}", {"text": whole.replace("\r\n", "\n").replace("\r", "\n")})
         return
     again = False
-    for at, line, problem in lines(BytesIO(piece), name, number=number, offset=offset):
+    for at, line, problem in lines(BytesIO(piece), name, first=number, offset=offset):
         if wrong := problem.message if problem else flaw(line):
             yield BadRow(wrong, f"{name}:{at}", raw=line, again=again)
             again = True
