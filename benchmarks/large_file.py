@@ -55,8 +55,8 @@ def work(part: str, path: Path, out: Path) -> None:
     (out / "made").mkdir(parents=True)
     options = {"data": {"path": str(path)}}
     if part == "read":
-        settings = stages.load("tokenizer").Settings.model_validate(options)
-        sys.stdout.write(f"{sum(map(len, read_texts(settings.data, ctx))):,} characters")
+        sources: Any = stages.load("tokenizer").Settings.model_validate(options)
+        sys.stdout.write(f"{sum(len(text) for text in read_texts(sources.data, ctx)):,} characters")
         return
     module = stages.load(part)
     sys.stdout.write(json.dumps(module.run(module.Settings.model_validate(options | STAGES[part]), ctx).metrics))

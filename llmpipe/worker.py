@@ -175,7 +175,7 @@ def _keep_progress_bars_here() -> None:
     The first bar makes one for several processes, a named semaphore in a worker. Nothing takes it away when `serve`
     ends, and Python tells the user at the end of the run that it leaked (tqdm 4.70; so it was for merging an adapter).
     """
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     tqdm.set_lock(threading.RLock())
 
