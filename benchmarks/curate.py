@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -60,14 +61,17 @@ def ours(folder: Path, out: Path, processes: int) -> None:
     sys.stdout.write(json.dumps(found.metrics))
 
 
-def timed(command: list[str]) -> tuple[float, float]:
-    """Run a command; returns seconds and the peak resident memory of it and its children, in MB."""
+def timed(command: list[str], *, limit_s: float = math.inf) -> tuple[float, float]:
+    """Run a command, for so long; returns seconds and the peak resident memory of it and its children, in MB."""
     started, peak = time.monotonic(), 0.0
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         while process.poll() is None:
             peak = max(peak, sum(map(resident_mb, family(process.pid))))
             time.sleep(SAMPLE_S)
+            if time.monotonic() - started > limit_s:
+                process.kill()
+                return time.monotonic() - started, peak
         if process.returncode:
             log.seek(0)
             raise SystemExit(log.read().decode()[-3000:])

@@ -137,7 +137,14 @@ def use(facts: Facts) -> str:
     return shown
 
 
-TAGS = {"causal-lm": "text-generation", "masked-lm": "fill-mask", "seq2seq-lm": "text2text-generation"}
+TAGS = {
+    "causal-lm": "text-generation",
+    "masked-lm": "fill-mask",
+    "seq2seq-lm": "text2text-generation",
+    "classifier": "text-classification",
+    "reward-model": "text-classification",
+}
+"""The hub's word for what a model does; an adapter's is that of the causal models that it is made for."""
 CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
     "masked-lm": "AutoModelForMaskedLM",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
 from llmpipe import stages
 from llmpipe.errors import Problem, did_you_mean
-from llmpipe.settings import Accepts, AnySource, Artifact, StageSettings, StageSource, Strict
+from llmpipe.settings import Accepts, AnySource, Artifact, PathSource, StageSettings, StageSource, Strict
 from llmpipe.yaml_tree import KeyPath, Tree
 
 
@@ -87,10 +89,16 @@ def found_at(document: Any, path: KeyPath) -> Any:
 
 
 def connect(
-    parsed: dict[str, StageSettings | None], tree: Tree, problems: list[Problem], *, skipped: dict[str, set[str]]
+    parsed: dict[str, StageSettings | None],
+    tree: Tree,
+    problems: list[Problem],
+    *,
+    skipped: dict[str, set[str]],
+    base: Path,
 ) -> dict[str, StageSettings]:
     """Fill omitted inputs, check every edge, and return the stages in an order that can be run.
 
+    Paths in the recipe are relative to `base`.
     What is wrong is appended to `problems`. A stage that could not be read is None, and `skipped` names the keys of
     the others that could not be; neither leads to a second problem here.
     """
@@ -111,7 +119,7 @@ def connect(
                     problem = _edge_problem(name, source.stage, accepts, made, tree)
                     problems += [tree.problem(item if item in tree.values else item[:-1], problem)] if problem else []
         connected[name] = _with_inputs(settings, filled)
-        made[name] = _kept(connected[name], made[name], made)
+        made[name] = _kept(connected[name], made[name], made, base)
     for name, settings in connected.items():  # once the inputs of all other stages are known
         same = {
             field: _fill_like(name, field, accepts, connected, made, tree, problems)
@@ -132,12 +140,26 @@ def _narrowed(settings: StageSettings, field: str, accepts: Accepts, own: Artifa
     return accepts
 
 
-def _kept(settings: StageSettings, own: Artifact | None, made: dict[str, Artifact | None]) -> Artifact | None:
+def _kept(
+    settings: StageSettings, own: Artifact | None, made: dict[str, Artifact | None], base: Path
+) -> Artifact | None:
     """A model that is taught to answer stays the kind it is: sft of an encoder-decoder hands on another one."""
     model = getattr(settings, "model", None)
-    if own == "causal-lm" and isinstance(model, StageSource) and made.get(model.stage) == "seq2seq-lm":
-        return "seq2seq-lm"
-    return own
+    given: Artifact | None = None
+    if isinstance(model, StageSource):
+        given = made.get(model.stage)
+    elif isinstance(model, PathSource) and _is_encoder_decoder(base / model.path):
+        given = "seq2seq-lm"
+    return "seq2seq-lm" if own == "causal-lm" and given == "seq2seq-lm" else own
+
+
+def _is_encoder_decoder(folder: Path) -> bool:
+    """Tell by its configuration whether a model's folder holds one; loading it says what is wrong with a bad one."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("is_encoder_decoder") is True
 
 
 def _omitted(settings: StageSettings, skipped: set[str]) -> Iterator[tuple[str, Accepts]]:

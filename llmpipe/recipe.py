@@ -97,7 +97,7 @@ def check(tree: Tree, path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     skipped: dict[str, set[str]] = {}
     for name, raw in written.items() if isinstance(written, dict) else ():
         parsed[name], skipped[name] = _stage(name, raw, path.parent, tree, problems)
-    connected = edges.connect(parsed, tree, problems, skipped=skipped)
+    connected = edges.connect(parsed, tree, problems, skipped=skipped, base=path.parent)
     if problems or top is None:
         raise RecipeError(_in_file_order(problems), hint=_hint(problems, tree))
     return Recipe(name=top.name, seed=top.seed, stages=connected, path=path, tree=tree)

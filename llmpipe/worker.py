@@ -136,6 +136,7 @@ def serve(events: Connection, run_dir: Path, name: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop_asked.append("terminate"))
     threading.Thread(target=_listen, args=(events, stop_asked), daemon=True).start()
     _redirect_output(run_dir / name / "log.txt")
+    _keep_progress_bars_here()
     sending = threading.Lock()
 
     def emit(event: Event) -> None:
@@ -186,6 +187,17 @@ def _redirect_output(path: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+
+
+def _keep_progress_bars_here() -> None:
+    """Have tqdm guard its bars by a lock of this process.
+
+    The first bar makes one for several processes, a named semaphore in a worker. Nothing takes it away when `serve`
+    ends, and Python tells the user at the end of the run that it leaked (tqdm 4.70; so it was for merging an adapter).
+    """
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    tqdm.set_lock(threading.RLock())
 
 
 def main(arguments: list[str]) -> None:

@@ -7,8 +7,9 @@ and the same for any batch size, any number of processes, and after a resumption
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import TrainerCallback, TrainerState
 
-from llmpipe.training.packing import CHUNK, IGNORED, Batch, best_fit, padding_shares, whole, write_tokens
+from llmpipe.training.packing import IGNORED, Batch, best_fit, chunks, padding_shares, whole, write_tokens
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -39,7 +40,7 @@ def write_pieces(
     a word as the tokenizer cuts text into words.
     """
     found = {"documents": 0, "pieces": 0, "tokens": 0}
-    lengths: list[int] = []
+    lengths = array("I")
 
     def pieces() -> Iterator[list[int]]:
         with path.with_suffix(".words").open("wb") as starts:
@@ -54,15 +55,15 @@ def write_pieces(
                     yield piece
 
     found["pieces"], found["tokens"] = write_tokens(pieces(), path, vocab_size=len(tokenizer))
-    np.asarray(lengths, dtype=np.uint32).tofile(path.with_suffix(".lengths"))
+    np.frombuffer(lengths, dtype=np.uint32).tofile(path.with_suffix(".lengths"))
     return found
 
 
 def _encoded(texts: Iterable[str], tokenizer: Tokenizer, *, words: bool) -> Iterator[tuple[list[int], list[bool]]]:
     """Yield the ids of each text and, with `words`, whether each begins a word."""
-    texts, backend = iter(texts), whole(tokenizer)
+    backend = whole(tokenizer)
     encode = backend.encode_batch if words else backend.encode_batch_fast  # the fast one does not know words
-    while chunk := list(islice(texts, CHUNK)):
+    for chunk in chunks(texts):
         for encoding in encode(chunk, add_special_tokens=False):
             numbers = encoding.word_ids if words else []
             begins = [place == 0 or word != numbers[place - 1] for place, word in enumerate(numbers)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Batch = dict[str, torch.Tensor]
 IGNORED = -100
-CHUNK = 512  # texts that are encoded at once
+CHUNK_TEXTS = 512
+CHUNK_CHARACTERS = 1_000_000
+"""How many texts are encoded at once: an encoding takes a hundred bytes for each token."""
 UNPACKED_BATCH = 8  # rows; the size that `padding_shares` compares with
 
 
@@ -27,12 +28,25 @@ def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Yield the ids of each document as bos + text + eos."""
     opening = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     closing = [tokenizer.eos_token_id]
-    texts = iter(texts)
     # the rust tokenizer itself: the wrapper around it also builds offsets and masks, at twice the time
     backend = whole(tokenizer)
-    while chunk := list(islice(texts, CHUNK)):
+    for chunk in chunks(texts):
         for encoding in backend.encode_batch_fast(chunk, add_special_tokens=False):
             yield opening + encoding.ids + closing
+
+
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Cut texts into lists to be encoded at once; no text is cut."""
+    chunk: list[str] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text)
+        if len(chunk) == CHUNK_TEXTS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
 
 
 def whole(tokenizer: Tokenizer) -> Any:

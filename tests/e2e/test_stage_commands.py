@@ -28,8 +28,9 @@ def test_a_run_grows_by_flags_and_repeats_as_a_recipe(llmpipe):
     rows = [{"prompt": f"Say {word}", "completion": word} for word in ("duck", "shoe", "wolf", "lamb") * 5]
     llmpipe.write("chat.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     known = []
-    for command, call in ((TOKENIZER, llmpipe), *((other, llmpipe.here) for other in (PRETRAIN, SFT, LORA, EVAL))):
-        done = json.loads(call(*command, "--json").stdout)
+    for command in (TOKENIZER, PRETRAIN, SFT, LORA, EVAL):
+        run = llmpipe.here if command in (LORA, EVAL) else llmpipe  # torch is loaded for each of the others
+        done = json.loads(run(*command, "--json").stdout)
         known.append(command[0])
         assert [(step["name"], step["state"]) for step in done["steps"]] == [(name, "done") for name in known]
     assert "vocab_size: 280" in (llmpipe.folder / "mine/recipe.yaml").read_text()
@@ -39,7 +40,8 @@ def test_a_run_grows_by_flags_and_repeats_as_a_recipe(llmpipe):
     changed = llmpipe("sft", "--run", "mine", "--set", "trainer.max_steps=3", "--dry-run").stderr
     assert "rerun  trainer.max_steps 2 → 3" in changed, "the same name updates the stage and keeps its other keys"
     assert "max_steps: 2" in (llmpipe.folder / "mine/recipe.yaml").read_text(), "a dry run writes nothing"
-    llmpipe.here("run", "mine/recipe.yaml", "--run", "again")
+    again = llmpipe("run", "mine/recipe.yaml", "--run", "again")
+    assert "leaked" not in again.stderr, "a worker that merged an adapter has left nothing behind"
     first, second = ((llmpipe.folder / name / "sft/model/model.safetensors").read_bytes() for name in ("mine", "again"))
     assert first == second
 

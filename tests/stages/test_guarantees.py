@@ -14,7 +14,7 @@ from llmpipe.checkpoints import complete_checkpoints
 from llmpipe.errors import DivergedError, StoppedError
 from llmpipe.stages.pretrain import Settings
 from llmpipe.training import arguments, flow, objectives
-from llmpipe.training.packing import IGNORED, PackedTokens, identity, write_tokens
+from llmpipe.training.packing import IGNORED, PackedTokens, chunks, identity, write_tokens
 
 ROWS = 40
 
@@ -197,3 +197,10 @@ def test_the_precision_is_measured_once(ctx, make_model) -> None:
     (ctx.dir / "precision.json").write_text('"bf16"', encoding="utf-8")
     trainer, _ = trainer_of(ctx, make_model())
     assert trainer.args.bf16, "a resumed run takes the precision that it began with"
+
+
+def test_texts_are_encoded_in_lists_that_fit_into_memory() -> None:
+    small, large = ["ab"] * 1200, ["x" * 400_000] * 5
+    assert [len(chunk) for chunk in chunks(small)] == [512, 512, 176]
+    assert [len(chunk) for chunk in chunks(large)] == [3, 2]
+    assert [text for chunk in chunks([*small, *large]) for text in chunk] == [*small, *large]

@@ -170,9 +170,9 @@ def test_a_missing_datatrove_is_said_before_anything_runs(monkeypatch: pytest.Mo
     step: Callable[[str], Any] = lambda executor: SimpleNamespace(  # noqa: E731
         name="corpus", action="run", record=SimpleNamespace(kind="curate", settings={"engine": {"executor": executor}})
     )
-    packages.refuse_without_curators([step("slurm")])
+    packages.refuse_without_datatrove([step("slurm")])
     with pytest.raises(UsageError, match="stage corpus needs the package datatrove, which is not installed") as failed:
-        packages.refuse_without_curators([step("local")])
+        packages.refuse_without_datatrove([step("local")])
     assert failed.value.hint == "pip install 'llmpipe[datatrove]'"
 
 

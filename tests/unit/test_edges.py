@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,20 @@ def test_a_stage_that_cannot_be_read_causes_no_second_problem() -> None:
     assert wrong(TOK, broken, CHAT, scores) == [
         "r.yaml:4:16: stages.base.kind: 'pretran' is not a kind of stage, did you mean pretrain?"
     ]
+
+
+@pytest.mark.parametrize("is_one", [True, False])
+def test_a_folder_says_whether_it_is_an_encoder_decoder(
+    is_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("given").mkdir()
+    Path("given/config.json").write_text(json.dumps({"is_encoder_decoder": is_one}), encoding="utf-8")
+    Path("given/model.safetensors").touch()
+    chat = f"  chat: {{kind: sft, model: {{path: given}}, {DATA}}}\n"
+    judge = f"  judge: {{kind: reward, model: chat, {DATA}}}\n"
+    if not is_one:
+        assert list(check(chat, judge).stages) == ["chat", "judge"]
+        return
+    (problem,) = wrong(chat, judge)
+    assert "stage 'chat' makes a seq2seq-lm, a causal-lm" in problem

@@ -20,11 +20,13 @@ Reader = Callable[[BufferedReader, str], Iterator[Row | Problem | PassedOver]]
 Line = tuple[int, str, BadRow | None]  # its number, its text with the line end, what is wrong with its bytes
 
 
-def lines(file: Iterable[bytes], name: str) -> Iterator[Line]:
-    """Yield the lines of a UTF-8 file, each with what is wrong with its bytes."""
-    offset = 0
-    for number, raw in enumerate(file, 1):
-        body = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+def lines(file: Iterable[bytes], name: str, *, first: int = 1, offset: int = 0) -> Iterator[Line]:
+    """Yield the lines of a UTF-8 file, each with what is wrong with its bytes.
+
+    `first` is the number of the first line and `offset` its place in bytes, where it does not begin the file.
+    """
+    for number, raw in enumerate(file, first):
+        body = raw if offset else raw.removeprefix(codecs.BOM_UTF8)
         problem = None
         try:
             text = body.decode()

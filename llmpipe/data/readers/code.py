@@ -70,23 +70,33 @@ FILES = re.compile(r"(?:un)?licen[cs]e|copying", re.IGNORECASE)
 
 
 def source(file: BufferedReader, name: str) -> Iterator[Row | Problem | PassedOver]:
-    """Yield a file as one document: `text`, `language`, and `licence` by its SPDX name where one is found."""
-    path, is_blank = PurePath(name), True
+    """Yield a file as one document: `text`, `language`, and `licence` by its SPDX name where one is found.
+
+    Of a large file, which is several, the first says what becomes of all.
+    """
+    path, facts = PurePath(name), None
     for item in documents.text(file, name):
-        is_blank = False
         if not isinstance(item, Row):
+            facts = facts or {"language": language_of(path)}
             yield item
-        elif GENERATED.search(str(item.value["text"])[:HEAD_CHARACTERS]):
-            yield PassedOver("generated")
-        elif language_of(path) in ("javascript", "css") and _is_minified(str(item.value["text"])):
-            yield PassedOver("minified")
-        else:
+            continue
+        if facts is None:
             text = str(item.value["text"])
+            if why := _made(path, text):
+                yield PassedOver(why)
+                return
             licence = licence_in(text[:HEAD_CHARACTERS]) or _of_folder(Path(name).parent)
             facts = {"language": language_of(path)} | ({"licence": licence} if licence else {})
-            yield Row(item.where, item.value | facts)
-    if is_blank:
+        yield Row(item.where, item.value | facts)
+    if facts is None:
         yield PassedOver("empty")
+
+
+def _made(path: PurePath, text: str) -> str | None:
+    """Say by how its text begins why a file was not written by people."""
+    if GENERATED.search(text[:HEAD_CHARACTERS]):
+        return "generated"
+    return "minified" if language_of(path) in ("javascript", "css") and _is_minified(text) else None
 
 
 def language_of(path: PurePath) -> str | None:
