@@ -1,4 +1,4 @@
-"""What a stage's code says when something is wrong, and the gates that it checks; read from the source, not run.
+"""What a stage's code says when something is wrong; read from the source, not run.
 
 A stage can say what stands in the functions that its `run` leads to: names are followed from function to function, in
 imports too, as far as they can be told without running anything. What a message fills in is written as `…`.
@@ -158,21 +158,6 @@ def _refusals(key: Key) -> set[Said]:
     if key[1].endswith("_problem") and isinstance(node, ast.FunctionDef):
         found |= {text(one.value, Scope(key[0], node)) or "" for one in ast.walk(node) if isinstance(one, ast.Return)}
     return {Said(message.replace(FILLED * 2, FILLED)) for message in found if _tells(message)}
-
-
-def gates(keys: Iterable[Key]) -> set[Said]:
-    """Find the gates of a stage, each with the reason it exists."""
-    return {said for key in keys for said in _gates(key)}
-
-
-@cache
-def _gates(key: Key) -> set[Said]:
-    found = set()
-    for call, scope in _calls(key, frozenset({"Gate"})):
-        told = {part.arg: text(part.value, scope) for part in call.keywords}
-        if told.get("name") and told.get("why"):
-            found.add(Said(str(told["name"]), str(told["why"])))
-    return found
 
 
 def files(keys: Iterable[Key]) -> list[str]:

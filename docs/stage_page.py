@@ -10,16 +10,15 @@ import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from markup import MADE, code, note, sentence, table
-from said import FILLED, Key, Said, failures, files, find, gates, reached, refusals
+from said import FILLED, Key, Said, failures, files, find, reached, refusals
 
 from llmpipe import lora, settings, stages, vocabulary
 from llmpipe.artifact import OUTPUT_FOLDERS
 from llmpipe.curation import steps
+from llmpipe.gates import REASONS
 from llmpipe.settings import TRAINER_RESERVED, Accepts, Passthrough
 
 MOST = 7
@@ -231,20 +230,16 @@ def said_of_sources() -> set[Said]:
 
 def checked(kind: str) -> Iterator[str]:
     """List the gates of a stage, with the reason for each."""
-    rows = [tuple(map(note, row)) for row in _gates(kind)]
+    rows = [
+        tuple(map(note, (f"`{name}`", one.why, one.remedy, one.only)))
+        for name, one in REASONS.items()
+        if kind in one.stages
+    ]
     if rows:
         yield table(("gate", "why it is there", "what to do where it fails", "only for"), rows)
         yield "Those that apply are in the manifest and the report; a stage whose gate fails is not done."
     else:
         yield "That no input changed meanwhile; beyond that, its output has no gate of its own."
-
-
-def _gates(kind: str) -> list[tuple[str, ...]]:
-    """Return the gates of a stage: from the catalogue where the package has one, else from the calls in the code."""
-    if find_spec("llmpipe.gates") is None:
-        return [(f"`{said.message}`", said.advice, "", "") for said in sorted(gates(_run(kind)))]
-    reasons = import_module("llmpipe.gates").REASONS.items()
-    return [(f"`{name}`", one.why, one.remedy, one.only) for name, one in reasons if kind in one.stages]
 
 
 def wrong(kind: str) -> Iterator[str]:

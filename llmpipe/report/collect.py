@@ -88,7 +88,7 @@ def _stage(folder: Path, raw: dict[str, Any]) -> Stage:
         scores=read_json(folder / "scores.json") or {} if manifest else {},
         samples=(read_json(folder / "samples.json") or {}).get("samples", []) if manifest else [],
         curation=read_json(folder / "curation.json") or {} if manifest else {},
-        tokens=read_json(folder / "report.json") or {} if manifest and kind == "tokenizer" else {},
+        tokens=read_json(folder / "report.json") or {} if manifest and raw.get("kind") == "tokenizer" else {},
         picture=next((path for path in sorted(folder.glob("*.svg"))), None) if manifest else None,
         fail_if=raw.get("fail_if") or {},
     )

@@ -185,7 +185,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the metrics of one model, and its samples; `items` gets the metrics by text or by prompt."""
     from llmpipe.errors import StageError
-    from llmpipe.evaluation import fill
+    from llmpipe.evaluation import changes, fill, stories
     from llmpipe.evaluation.generate import answers
     from llmpipe.training.models import kind_of
 
@@ -203,7 +203,9 @@ def measure(
         if kind == "masked-lm":
             message = "the storyworld suite asks for stories, and a masked model tells none"
             raise StageError(message, hint="suites: [perplexity, samples]")
-        found |= judge_stories(settings, model, tokenizer, ctx, items, chat=chat)
+        told = stories.verdicts(model, tokenizer, stories=settings.stories, **sampling)
+        items |= {metric: changes.share(right) for metric, right in told.items()}
+        found |= {metric: sum(right) / len(right) for metric, right in told.items()}
     return found
 
 
@@ -255,43 +257,6 @@ def examine(
 
     window = fitting_context(model, settings.context or context_length(model))
     return examined(settings.tasks or [], Subject(name, model, tokenizer, window, settings.add_bos), ctx)
-
-
-def judge_stories(
-    settings: Settings,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    ctx: Context,
-    items: dict[str, Items],
-    *,
-    chat: bool,
-) -> dict[str, float]:
-    """Ask for stories about pairs that fine-tuning never saw, and return the shares that are what was asked for.
-
-    Sampled at temperature 1: the share of happy endings is the model's own, and a greedy answer would hide it.
-    """
-    from llmpipe.data import storyworld
-    from llmpipe.evaluation import changes
-    from llmpipe.evaluation.generate import answers
-
-    rows = storyworld.prompts(rows=settings.stories, seed=ctx.seed, held_out=True)
-    asked = [row["prompt"][-1]["content"] for row in rows]
-    told = answers(
-        model, tokenizer, asked, chat=chat, max_new_tokens=settings.max_new_tokens, temperature=1.0, seed=ctx.seed
-    )
-    verdicts = []
-    for prompt, story in zip(asked, told, strict=True):
-        request = storyworld.request_of(prompt)
-        assert request is not None
-        verdicts.append(storyworld.judge(request, story))
-    found = {
-        "follows_share": [verdict.follows for verdict in verdicts],
-        "well_formed_share": [verdict.well_formed for verdict in verdicts],
-        "happy_share": [verdict.happy for verdict in verdicts],
-        "pirate_share": [verdict.pirate for verdict in verdicts],
-    }
-    items |= {metric: changes.share(values) for metric, values in found.items()}
-    return {metric: sum(values) / len(values) for metric, values in found.items()}
 
 
 def held_out_text(settings: Settings, ctx: Context) -> Iterator[str]:

@@ -94,10 +94,9 @@ class Measured(replay.Remembers):
         was_training = self.model.training
         self.model.eval()
         total = torch.zeros(2, dtype=torch.float64, device=args.device)
-        indices = list(range(args.process_index, len(data), args.world_size))
-        size = args.per_device_eval_batch_size
+        indices, size = range(args.process_index, len(data), args.world_size), args.per_device_eval_batch_size
         for first in range(0, len(indices), size):
-            rows = data.__getitems__(indices[first : first + size])
+            rows = data.__getitems__(list(indices[first : first + size]))
             batch = {key: value.to(args.device) for key, value in self.data_collator(rows).items()}
             loss, count = self.batch_loss(batch)
             if count:
