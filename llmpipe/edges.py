@@ -156,7 +156,7 @@ def _kept(
 def _is_encoder_decoder(folder: Path) -> bool:
     """Tell by its configuration whether a model's folder holds one; loading it says what is wrong with a bad one."""
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("is_encoder_decoder") is True

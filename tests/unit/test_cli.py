@@ -171,6 +171,12 @@ def test_the_plan_shows_every_edge_in_80_columns(monkeypatch: pytest.MonkeyPatch
         "        data file  read as  columns\n"
         "  tok   a.txt      text     text\n"
         "  base  a.txt      text     text\n"
+        "\n"
+        "        parameters  tokens  FLOPs   memory    disk  time\n"
+        "  base       1.0 M                 ~1.0 GB  ~27 MB\n"
+        "  chat       1.0 M                 ~1.0 GB  ~27 MB\n"
+        "\n"
+        "  how long it takes: llmpipe plan r.yaml --calibrate runs a few steps of each stage\n"
     )
     assert not Path("runs").exists()
 

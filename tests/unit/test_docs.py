@@ -188,8 +188,8 @@ def flags_of(name: str) -> set[str]:
     import typing
 
     hints = typing.get_type_hints(FLAGS[name], include_extras=True)
-    infos = [typing.get_args(hint)[1] for hint in hints.values() if typing.get_args(hint)]
-    declared = [[info.default, *(info.param_decls or ())] for info in infos]
+    infos = {name: typing.get_args(hint)[1] for name, hint in hints.items() if typing.get_args(hint)}
+    declared = [[info.default, *(info.param_decls or [f"--{name.replace('_', '-')}"])] for name, info in infos.items()]
     return {str(flag) for flags in declared for flag in flags if str(flag).startswith("-")} | {"--help"}
 
 

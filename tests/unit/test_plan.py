@@ -34,12 +34,18 @@ stages:
   left: {kind: rloo, data: {path: a.txt}, model: base, reward: judge}
   group: {kind: grpo, data: {path: a.txt}, model: base, reward: judge}
   scores: {kind: eval, models: [base], data: base, suites: [perplexity]}
+  contest: {kind: eval, models: [base, chat], suites: [samples], prompts: [a], win_rate: &won {of: chat, against: base},
+            judge: judge}
+  people: {kind: eval, models: [base, chat], suites: [samples], prompts: [a], win_rate: *won, rankings: {path: a.txt}}
   corpus: {kind: curate, data: {path: a.txt}, steps: [decontaminate], evaluation: {path: a.txt}}
+  decent: {kind: curate, data: {path: a.txt}, steps: [{step: toxicity, labels: [bad]}], classifier: told}
 """
 NAMES = {"tokenizer": "tok", "pretrain": "base", "sft": "chat", "lora": "tuned", "reward": "judge", "dpo": "direct"}
 NAMES |= {"classify": "told", "kto": "rated", "rlhf-ppo": "ppo", "rloo": "left", "grpo": "group"}
 NAMES |= {"eval": "scores", "curate": "corpus"}
 ELSEWHERE = {("pretrain", key): "hidden" for key in ("objective", "whole_word")}
+ELSEWHERE |= {("eval", "judge"): "contest", ("eval", "win_rate"): "people", ("eval", "rankings"): "people"}
+ELSEWHERE |= {("curate", "classifier"): "decent"}
 """Stages for keys that the one of the same kind above cannot change: what it makes is used, or they are for another."""
 VALUES: dict[Any, Any] = {
     "objective": "denoising",
@@ -82,6 +88,14 @@ VALUES: dict[Any, Any] = {
     ("rlhf-ppo", "model"): {"hub": "a/b"},
     ("rlhf-ppo", "dropout"): 0.0,
     ("eval", "data"): "chat",
+    "engine": "datatrove",
+    "classifier": {"hub": "a/b"},
+    "win_rate": {"of": "base", "against": "chat"},
+    "judge": {"hub": "a/b"},
+    "rankings": {"path": "b.txt"},
+    "questions": {"path": "b.txt"},
+    "refusals": {"path": "b.txt"},
+    "pronouns": {"path": "b.txt"},
 }
 VALUES |= {(kind, "model"): {"hub": "a/b"} for kind in ("rloo", "grpo")}
 VALUES |= {(kind, "dropout"): 0.0 for kind in ("rloo", "grpo")}
@@ -114,6 +128,7 @@ def another(annotation: Any, value: Any) -> Any:
 
 KEYS = [(kind, key) for kind in stages.STAGES for key in stages.load(kind).Settings.model_fields if key != "kind"]
 KEYS.remove(("curate", "processes"))
+KEYS.remove(("eval", "fail_if"))  # bounds are looked up in the manifest: tests/unit/test_bounds.py
 
 
 @pytest.mark.parametrize("kind", stages.STAGES)

@@ -183,7 +183,7 @@ def _run_here(made: Pipeline) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
-        said = ERROR.findall(log.read_text("utf-8", "replace"))
+        said = ERROR.findall(log.read_text(encoding="utf-8", errors="replace"))
         raise StageError(f"datatrove failed: {said[-1] if said else process.returncode}", hint=f"the rest is in {log}")
 
 
@@ -202,7 +202,7 @@ def _statistics(folder: Path, job: Job) -> list[dict[str, int]]:
     """Add up what the blocks of a job counted in all its tasks, by block."""
     totals: list[dict[str, int]] = [{} for _ in job.blocks]
     for path in sorted((folder / "logs" / job.name / "stats").glob("*.json")):
-        for total, block in zip(totals, json.loads(path.read_text("utf-8")), strict=True):
+        for total, block in zip(totals, json.loads(path.read_text(encoding="utf-8")), strict=True):
             for name, value in block["stats"].items():
                 total[name] = total.get(name, 0) + (value["total"] if isinstance(value, dict) else value)
     return totals
