@@ -46,12 +46,16 @@ class JudgeServer(Strict):
     )
 
 
+JUDGES = ("a judge at an address", "a judge with a score")
+"""Pydantic's tags of the kinds of judges: no keys of a recipe, so that a message can leave them out."""
+
+
 def _which(value: Any) -> str:
-    return "server" if isinstance(value, JudgeServer) or (isinstance(value, dict) and "url" in value) else "scorer"
+    return JUDGES[not (isinstance(value, JudgeServer) or (isinstance(value, dict) and "url" in value))]
 
 
 Judge = Annotated[
-    Annotated[JudgeServer, Tag("server")] | Annotated[RewardSource, Tag("scorer")],
+    Annotated[JudgeServer, Tag(JUDGES[0])] | Annotated[RewardSource, Tag(JUDGES[1])],
     Discriminator(_which),
 ]
 

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from llmpipe import passthrough
 from llmpipe.errors import did_you_mean
+from llmpipe.judging import JUDGES
 from llmpipe.settings import SOURCE_KEYS, STAGE_NAME, Passthrough
 from llmpipe.tasks import TASK_KEYS, tag_of
 from llmpipe.yaml_tree import KeyPath
@@ -35,7 +36,7 @@ def yaml_path(raw: Any, loc: tuple[str | int, ...]) -> KeyPath:
     return tuple(path)
 
 
-_TAGS = {*SOURCE_KEYS, *map(tag_of, TASK_KEYS), "[key]", 0}
+_TAGS = {*SOURCE_KEYS, *map(tag_of, TASK_KEYS), *JUDGES, "[key]", 0}
 _TYPES = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
