@@ -42,6 +42,7 @@ def test_rlhf_plans_a_reward_model_and_a_policy_that_begin_from_one_model(llmpip
     found = llmpipe("rlhf", *MODEL, "--data", "prefs.jsonl", "--prompts", "prompts.jsonl", "--dry-run").stderr
     plan, _, data = " ".join(found.split()).partition(" data file read as columns ")
     assert plan.endswith(f"chat, reward, {prompts} → ppo")
+    data = data.partition(" parameters ")[0]
     assert data == "reward prefs.jsonl prompt-pairs prompt, chosen, rejected ppo prompts.jsonl prompt prompt"
 
 
