@@ -64,7 +64,7 @@ def test_content_of_the_files_counts_and_where_they_lie_does_not(place: Path) ->
     before = planned(place)
     assert [entry.field for entry in before.record.inputs] == ["models", "tasks.0.examples", "tasks.0.choices"]
     assert before.record.settings["tasks"][0]["choices"]["path"] == str(place / "piqa.test.jsonl")
-    moved = place.with_name("moved")
+    moved = place.with_name(f"{place.name}-moved")
     shutil.copytree(place, moved)
     assert planned(moved).record.fingerprint == before.record.fingerprint
     assert planned(place, "scores.tasks=[{lm_eval: arc_easy}]").record.fingerprint != before.record.fingerprint
