@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,7 @@ def calibrate(recipe: Recipe, run_dir: Path, options: runner.Options) -> None:
     with runner.locked(run_dir):
         steps = make_plan(recipe, run_dir)
         runner.refuse_code(steps, options)
-        packages.refuse_without_gguf(steps)
-        packages.refuse_without_readers(steps)
+        packages.refuse_missing(steps)
         known = estimate.read(run_dir)
         needed = _needed(steps, known)
         if not needed:
@@ -75,7 +75,7 @@ def _furnish(scratch: Path, run_dir: Path, steps: Sequence[Step]) -> None:
 def _rehearse(step: Step, scratch: Path, options: runner.Options) -> dict[str, Any]:
     """Run a stage far enough to know what it costs; one that fails says why."""
     try:
-        runner.run([step], scratch, options)
+        runner.run([replace(step, is_chosen=False)], scratch, options)  # no bound is for a model hardly trained
     except StoppedError:
         raise
     except LlmpipeError as failure:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from llmpipe import console
+from llmpipe import console, machine
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "pydantic", "typer", "rich")
 
@@ -37,8 +37,8 @@ def findings() -> dict[str, Any]:
     disk = shutil.disk_usage(".")
     facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform(terse=True)}
     facts |= {name: _version(name) for name in PACKAGES}
-    facts["cores"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts["memory"] = f"{_memory_gb():.1f} GB"
+    facts["cores"] = machine.cores()
+    facts["memory"] = "unknown" if (has := machine.memory_mb()) is None else f"{has * 2**20 / 1e9:.1f} GB"
     facts["disk free here"] = f"{disk.free / 1e9:.1f} GB"
     facts["device"] = _device()
     for dtype in (torch.float32, torch.bfloat16):
@@ -72,9 +72,3 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "missing"
-
-
-def _memory_gb() -> float:
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return float("nan")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.artifact import StepRecord, read_json, write_json
+from llmpipe.machine import cores
 from llmpipe.settings import COSMETIC
 
 FILE = "estimate.json"
@@ -67,7 +68,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
         or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "torch": torch,
         **{name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")},
     }
@@ -170,17 +171,6 @@ def flops(settings: Mapping[str, Any], parameters: int, trained: int, tokens: in
     learned = (4 * parameters + 2 * trained) * tokens
     reads = 5 * 2 * parameters * tokens / settings["epochs"] if "rollouts" in settings else 0
     return float(learned + reads)
-
-
-def memory_mb() -> float | None:
-    """Return the memory of this machine, or what this container may have of it, in MB of 2**20 bytes."""
-    found = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text(encoding="utf-8").strip()).isdigit():
-        found.append(int(text) / 2**20)
-    return min(found, default=None)
 
 
 def as_json(estimates: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def _cases(step: Step, manifest: Manifest) -> Iterator[ElementTree.Element]:
 
 def _ended(stage: str, message: str) -> ElementTree.Element:
     """Make the test case of what ended a run: a gate that failed, or anything else."""
-    if gate := re.fullmatch(r"gate '(.+?)' failed: (.*)", message, re.DOTALL):
+    if gate := re.fullmatch(r"gate '(.+?)' failed(?: \(.*?\))?: (.*)", message, re.DOTALL):
         return _case(stage, f"gate {gate[1]}", {"failure": gate[2]})
     return _case(stage, "run", {"error": message})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from llmpipe import console, estimate
+from llmpipe import console, estimate, machine
 from llmpipe.estimate import Estimate
 from llmpipe.forecast import forecast
 from llmpipe.plan import Step
@@ -74,7 +74,7 @@ def lines(found: Mapping[str, Estimate], recipe: str) -> Iterator[str]:
 
 def warnings(found: Mapping[str, Estimate]) -> Iterator[str]:
     """Yield a warning for each stage that needs more memory than this machine has."""
-    has = estimate.memory_mb()
+    has = machine.memory_mb()
     for name, one in found.items():
         if has and one.peak_memory_mb and one.peak_memory_mb > has and one.peak_gpu_memory_mb is None:
             needs = f"{name} needs about {memory(one.peak_memory_mb)} of memory, and this machine has {memory(has)}"

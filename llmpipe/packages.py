@@ -11,6 +11,18 @@ from llmpipe.errors import Problem, UsageError
 from llmpipe.plan import Step
 
 
+def refuse_missing(steps: Sequence[Step]) -> None:
+    """Refuse to begin where a step needs a package that is not installed.
+
+    Raises:
+        UsageError: with what to install.
+    """
+    refuse_without_gguf(steps)
+    refuse_without_readers(steps)
+    refuse_without_lm_eval(steps)
+    refuse_without_datatrove(steps)
+
+
 def refuse_without_gguf(steps: Sequence[Step]) -> None:
     """Refuse to begin from GGUF files where the package that reads them is missing.
 

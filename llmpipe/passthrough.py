@@ -12,48 +12,29 @@ class is found by following the imports from the package's `__init__.py`, else b
 from __future__ import annotations
 
 import ast
-import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from llmpipe.errors import StageError, did_you_mean
+from llmpipe.option import Option, head_of, kinds_of, texts_of, type_problem
 
-_WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
-_WORDS |= {"dict": "a mapping", "list": "a list"}
-_TYPES = {"bool": bool, "int": int, "float": int | float, "str": str, "dict": dict, "list": list}
-_ALIASES = {"Dict": "dict", "Mapping": "dict", "List": "list", "Sequence": "list", "Iterable": "list"}
-_ALIASES |= dict.fromkeys(("set", "Set", "frozenset", "tuple", "Tuple"), "list")  # YAML has lists only
-_YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_TEXTUAL = {"int": re.compile(r"[-+]?\d+"), "float": re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")}
 _Found = tuple[Path, ast.ClassDef]  # a class statement and the file it stands in
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a config class, as its declaration in the installed source says.
-
-    `type` and `default` are source text (`default` is empty for a required option); `owner` is the class that
-    declares it; `choices` are all the texts it may be, where its declaration lists them or names an enum.
-    """
-
-    name: str
-    type: str
-    default: str
-    help: str
-    owner: str
-    choices: tuple[str, ...] = ()
+_Declaration = tuple[_Found, str, ast.expr | None, ast.expr | None]  # an option's class, name, type and default
 
 
 @cache
 def options_of(config_class: str) -> dict[str, Option]:
     """Return the options of a class such as `trl.SFTConfig`, the inherited ones first; the subclass wins."""
+    return {name: _option(*declared) for name, declared in _declarations(config_class).items()}
+
+
+@cache
+def _declarations(config_class: str) -> dict[str, _Declaration]:
     package, *inner, name = config_class.split(".")
     root = _package(package)
     if not root:
@@ -68,101 +49,15 @@ def options_of(config_class: str) -> dict[str, Option]:
 
 def option_problems(config_class: str, values: Mapping[str, object]) -> list[tuple[str, str]]:
     """Return `(key, message)` for every unknown name and every wrong type, in the order of `values`."""
-    options = options_of(config_class)
+    declared = _declarations(config_class)  # few of them are made options: there are hundreds, at each look at a recipe
     owner = config_class.split(".")[-1]
     problems = []
     for key, value in values.items():
-        if key not in options:
-            problems.append((key, f"not an option of {owner}{did_you_mean(key, list(options))}"))
-        elif problem := type_problem(options[key], value):
+        if key not in declared:
+            problems.append((key, f"not an option of {owner}{did_you_mean(key, list(declared))}"))
+        elif problem := type_problem(_option(*declared[key]), value):
             problems.append((key, problem))
     return problems
-
-
-def type_problem(option: Option, value: object) -> str | None:
-    """Return None if `value`, as YAML gives it, fits the declared type; else what it must be.
-
-    What the source does not decide (a class of the package, `Any`, the members of a mapping) is accepted.
-    """
-    kinds = _kinds(option.type)
-    if option.choices:
-        # The enum's name would accept anything, and the `str` beside it means the enum's values only.
-        kinds = [kind for kind in kinds if _head(kind) in {*_TYPES, "None"} - {"str"}]
-        kinds += [ast.Constant(text) for text in option.choices]
-    if (value is None and option.default == "None") or any(_fits(kind, value) for kind in kinds):
-        return None
-    texts = _texts(kind.value for kind in kinds if isinstance(kind, ast.Constant))
-    near = get_close_matches(str(value), texts, n=5, cutoff=0.4) or texts[:5]
-    listed = ", ".join(texts if len(texts) <= 16 else [*near, "..."])  # a longer list hides the one meant
-    if texts and isinstance(value, str):
-        return f"{value!r} is not one of {listed}{did_you_mean(value, texts).replace(',', ';')}"
-    heads = [_head(kind) for kind in kinds]
-    words = [_WORDS[head] for head in heads if head in _WORDS and not (head == "int" and "float" in heads)]
-    wanted = " or ".join([*words, f"one of {listed}"] if texts else words) or "as declared"
-    declared = "" if texts else f" ({option.type})"
-    hint = _hint(option, kinds, value)
-    return f"must be {wanted}{declared}, not {_shown(value)}{hint and '; ' + hint}"
-
-
-def _hint(option: Option, kinds: Sequence[ast.expr], value: object) -> str:
-    """Return what to write instead, where that is plain to see."""
-    heads = {_head(kind) for kind in kinds}
-    text = value.strip() if isinstance(value, str) else _shown(value)
-    if value is None:
-        return f"leave the line out for the default {option.default}" if option.default else ""
-    if value is False and "no" in option.choices:
-        return 'write "no" in quotes'  # which YAML reads as false without
-    if "bool" in heads and text.lower() in _YES + _NO:
-        return f"write {_shown(text.lower() in _YES)}"
-    if isinstance(value, str) and any(_TEXTUAL[head].fullmatch(text) for head in heads & _TEXTUAL.keys()):
-        return f"write {text} without quotes"
-    if isinstance(value, float) and value.is_integer() and "int" in heads:
-        return f"write {int(value)}"
-    if isinstance(value, int | float) and "str" in heads:
-        return f'write "{text}" in quotes'
-    return f"write [{text}]" if any(_head(kind) == "list" and _fits(kind, [value]) for kind in kinds) else ""
-
-
-def _shown(value: object) -> str:
-    return f"the text {value!r}" if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _fits(kind: ast.expr, value: object) -> bool:
-    head = _head(kind)
-    match kind:
-        case ast.Constant(value=str(text)) if "[" in text:  # PEFT has "pissa_niter_[number of iters]"
-            return isinstance(value, str) and value.startswith(text.partition("[")[0])
-        case ast.Constant(value=known):
-            return known == value and isinstance(value, type(known))
-        case ast.Subscript(slice=inner) if head == "list" and isinstance(value, list):
-            return all(any(_fits(member, item) for member in _kinds(inner)) for item in value)
-    if isinstance(value, bool):  # for Python a number; in a recipe a mistake
-        return head == "bool" or head not in _TYPES
-    return head not in _TYPES or isinstance(value, _TYPES[head])
-
-
-def _kinds(annotation: str | ast.expr) -> list[ast.expr]:
-    """Return the alternatives of a type: `Optional[Literal["a", "b"]]` has the constants a, b and None."""
-    node = ast.parse(annotation, mode="eval").body if isinstance(annotation, str) else annotation
-    head = _head(node)
-    match node:
-        case ast.Constant(value=str(quoted)):
-            return _kinds(quoted)
-        case ast.BinOp(left=left, right=right):
-            return _kinds(left) + _kinds(right)
-        case ast.Subscript(slice=inner) if head in ("Union", "Optional", "Literal"):
-            members = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            if head == "Literal":
-                return members
-            kinds = [kind for member in members for kind in _kinds(member)]
-            return [*kinds, ast.Constant(None)] if head == "Optional" else kinds
-    return [node]
-
-
-def _head(node: ast.expr) -> str:
-    """Return `list` for `list[str]` and for `Sequence`, `Literal` for `typing.Literal["a"]`."""
-    name = ast.unparse(node).partition("[")[0].rpartition(".")[2]
-    return _ALIASES.get(name, name)
 
 
 @cache
@@ -216,9 +111,9 @@ def _search(folder: Path, name: str) -> _Found | None:
     return next((_declared(file, name) for file in files if statement.search(file.read_bytes())), None)
 
 
-def _collect(found: _Found) -> dict[str, Option]:
+def _collect(found: _Found) -> dict[str, _Declaration]:
     path, declaration = found
-    options: dict[str, Option] = {}
+    options: dict[str, _Declaration] = {}
     for base in reversed(declaration.bases):
         if isinstance(base, ast.Name) and (parent := _declared(path, base.id)):
             options |= _collect(parent)
@@ -229,13 +124,13 @@ def _collect(found: _Found) -> dict[str, Option]:
         match node:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=note, value=value) if is_dataclass:
                 if _literal(_settings(value).get("init")) is not False and "ClassVar" not in ast.unparse(note):
-                    options[name] = _option(found, name, note, value)
+                    options[name] = (found, name, note, value)
             case ast.FunctionDef(name="__init__", args=args):
                 options = options if args.kwarg else {}
                 named = args.args[1:]
                 values = [*[None] * (len(named) - len(args.defaults)), *args.defaults, *args.kw_defaults]
                 for argument, value in zip([*named, *args.kwonlyargs], values, strict=True):
-                    options[argument.arg] = _option(found, argument.arg, argument.annotation, value)
+                    options[argument.arg] = (found, argument.arg, argument.annotation, value)
     return options
 
 
@@ -245,7 +140,7 @@ def _option(found: _Found, name: str, note: ast.expr | None, value: ast.expr | N
     settings = _settings(value)
     about = _literal(settings.get("metadata")) or {}
     text = str(about.get("help", "")).replace("%%", "%") or _documented(*found).get(name, "")  # argparse doubles %
-    choices = _texts(about.get("choices", ())) or _enum_texts(found[0], annotation)
+    choices = texts_of(about.get("choices", ())) or _enum_texts(found[0], annotation)
     return Option(name, annotation, _default(found, settings), " ".join(text.split()), found[1].name, choices)
 
 
@@ -261,7 +156,7 @@ def _settings(value: ast.expr | None) -> dict[str, ast.expr]:
     """Return the keywords of `field(...)` or of a call like it, `interval(min=0)(default=1)`."""
     if isinstance(value, ast.Call):
         keywords = {keyword.arg: keyword.value for keyword in value.keywords if keyword.arg}
-        if _head(value.func) == "field" or keywords.keys() & {"default", "default_factory"}:
+        if head_of(value.func) == "field" or keywords.keys() & {"default", "default_factory"}:
             return keywords
     return {"default": value} if value else {}
 
@@ -270,7 +165,7 @@ def _default(found: _Found, settings: Mapping[str, ast.expr]) -> str:
     factory = settings.get("default_factory")
     value = factory.body if isinstance(factory, ast.Lambda) else settings.get("default")
     if factory and not value:
-        return {"dict": "{}", "list": "[]"}.get(_head(factory), f"{ast.unparse(factory)}()")
+        return {"dict": "{}", "list": "[]"}.get(head_of(factory), f"{ast.unparse(factory)}()")
     statements, lines = _parsed(found[0])
     if isinstance(value, ast.Name):
         # A constant. Of several assignments the last counts: those before it are for older versions of torch.
@@ -288,13 +183,9 @@ def _literal(node: ast.expr | None) -> Any:
         return None
 
 
-def _texts(values: Iterable[object]) -> tuple[str, ...]:
-    return tuple(value for value in values if isinstance(value, str))
-
-
 def _enum_texts(path: Path, annotation: str) -> tuple[str, ...]:
-    for kind in _kinds(annotation):
-        found = _declared(path, _head(kind)) if isinstance(kind, ast.Name) else None
+    for kind in kinds_of(annotation):
+        found = _declared(path, head_of(kind)) if isinstance(kind, ast.Name) else None
         if found and any("Enum" in ast.unparse(base) for base in found[1].bases):
-            return _texts(_literal(node.value) for node in found[1].body if isinstance(node, ast.Assign))
+            return texts_of(_literal(node.value) for node in found[1].body if isinstance(node, ast.Assign))
     return ()

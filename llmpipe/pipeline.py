@@ -8,21 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe import (
-    artifact,
-    console,
-    estimate,
-    junit,
-    outlook,
-    packages,
-    preview,
-    recipe_edit,
-    report,
-    runner,
-    stages,
-    summary,
-    yaml_tree,
-)
+from llmpipe import artifact, console, machine, recipe_edit, report, runner, stages, summary, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.bounds import BoundError
 from llmpipe.context import Context
@@ -177,15 +163,14 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
         if request.selection.only:
             try_curation(recipe, run_dir, request)
         return
+    from llmpipe import junit, packages  # not where a recipe is only looked at, which has to be quick
+
     junit.refuse_folder(request.junit)
     runner.open_run(run_dir)
     with runner.locked(run_dir):
         steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
         runner.refuse_code(steps, request.options)
-        packages.refuse_without_gguf(steps)
-        packages.refuse_without_readers(steps)
-        packages.refuse_without_lm_eval(steps)
-        packages.refuse_without_datatrove(steps)
+        packages.refuse_missing(steps)
         recipe_edit.keep(run_dir, text)
         header(recipe, run_dir)
         console.show(plan_table(steps))
@@ -218,18 +203,20 @@ def header(recipe: Recipe, run_dir: Path) -> None:
 
 def show_plan(recipe: Recipe, run_dir: Path, request: Request) -> None:
     """Show what a run would do."""
+    from llmpipe import estimate, outlook, preview
+
     steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
     data, expected = list(preview.previews(steps)), outlook.estimates(steps, run_dir)
     if request.json:
         found = {"steps": runner.status(steps, run_dir), "data": data, "estimates": estimate.as_json(expected)}
-        console.as_json({"run": str(run_dir), "seed": recipe.seed, **found, "memory_mb": estimate.memory_mb()})
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, **found, "memory_mb": machine.memory_mb()})
         return
     header(recipe, run_dir)
     console.show(plan_table(steps))
     if data:
         console.say("")
         console.show(console.table(preview.rows_of(data), header=("", "data file", "read as", "columns")))
-    outlook.show(expected, recipe.tree.file)
+    outlook.show(expected, recipe.called)
 
 
 def try_curation(recipe: Recipe, run_dir: Path, request: Request) -> None:

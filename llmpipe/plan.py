@@ -97,7 +97,7 @@ def make_plan(recipe: Recipe, run_dir: Path, *, selection: Selection = Selection
         if name in chosen and step.action != "skip" and late:
             raise UsageError(
                 f"{name} needs {' and '.join(late)}, which {'is' if len(late) == 1 else 'are'} not finished",
-                hint=f"llmpipe run {recipe.tree.file} --until {late[-1]}",
+                hint=f"llmpipe run {recipe.called} --until {late[-1]}",
             )
         steps[name] = step
     cache.save()

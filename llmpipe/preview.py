@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe import stages
-from llmpipe.data import Problems, Row
+from llmpipe.data import Problems, Row, safety
 from llmpipe.data.benchmarks import table_of
 from llmpipe.data.classes import CLASSED
 from llmpipe.data.formats import CONVERSATIONS, documents
 from llmpipe.data.labelled import LABELLED
 from llmpipe.data.preferences import PREFERENCES
 from llmpipe.data.prompts import PROMPTS
+from llmpipe.data.ranked import RANKED
 from llmpipe.data.readers import code
 from llmpipe.data.rows import BINARY, expand, read_rows, shown, suffix_of
 from llmpipe.data.tables import Table, format_of
@@ -40,8 +41,12 @@ TABLES: dict[str, Table[Any]] = {
     "kto": Table(LABELLED),
     "classify": Table(CLASSED),
     **dict.fromkeys(("rlhf-ppo", "rloo", "grpo"), Table(PROMPTS)),
+    "eval.questions": Table(PROMPTS),
+    "eval.rankings": Table(RANKED),
+    "eval.refusals": safety.REFUSALS,
+    "eval.pronouns": safety.QUESTIONS,
 }
-"""The formats that a kind of stage reads its rows by; a stage that is not here reads texts."""
+"""The formats that a kind of stage reads its rows by, or one field of it; what is not here is read as texts."""
 
 
 def previews(steps: Sequence[Step]) -> Iterator[dict[str, Any]]:
@@ -63,7 +68,7 @@ def _table(settings: StageSettings, field: str) -> Table[Any] | None:
         _, number, _ = key_path(field)
         task = settings.tasks[number]  # type: ignore[attr-defined]  # only eval has such a field
         return table_of(task) if isinstance(task, Prompted) else None
-    return TABLES.get(settings.kind)
+    return TABLES.get(f"{settings.kind}.{field}", TABLES.get(settings.kind))
 
 
 def _of_source(step: Step, source: PathSource, table: Table[Any] | None) -> Iterator[dict[str, Any]]:

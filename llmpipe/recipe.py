@@ -49,6 +49,11 @@ class Recipe:
         """The folder that paths in the recipe are relative to."""
         return self.path.parent
 
+    @property
+    def called(self) -> str:
+        """What to type for it: the name of a recipe that ships with llmpipe, else its file."""
+        return next((name for name, path in shipped_recipes().items() if path == self.path), self.tree.file)
+
 
 def find(name: str) -> Path:
     """Return the recipe file for a path, or for the name of a recipe that ships with llmpipe.

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmpipe import console
 from llmpipe.artifact import Manifest, read_json, read_manifest
+from llmpipe.machine import cores
 
 LABELS = {
     "megabytes": "MB of text",
@@ -54,8 +55,7 @@ def machine() -> str:
     gpus = gpu_count()
     if gpus:
         return f"{gpus} GPU{'s' if gpus > 1 else ''}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores"
+    return f"{cores()} CPU cores"
 
 
 def gpu_count() -> int:

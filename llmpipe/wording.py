@@ -6,6 +6,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel
@@ -13,9 +14,7 @@ from pydantic_core import ErrorDetails
 
 from llmpipe import passthrough
 from llmpipe.errors import did_you_mean
-from llmpipe.judging import JUDGES
 from llmpipe.settings import SOURCE_KEYS, STAGE_NAME, Passthrough
-from llmpipe.tasks import TASK_KEYS, tag_of
 from llmpipe.yaml_tree import KeyPath
 
 
@@ -23,12 +22,12 @@ def yaml_path(raw: Any, loc: tuple[str | int, ...]) -> KeyPath:
     """Leave out of pydantic's location what is not in the file: the tags of unions, the index of a lone item."""
     path: list[str | int] = []
     for step, part in enumerate(loc, start=1):
-        is_tag = part in _TAGS and step < len(loc)
+        is_tag = part in _tags() and step < len(loc)
         if isinstance(raw, dict) and part in raw and not (is_tag and not isinstance(raw[str(part)], dict | list)):
             raw = raw[str(part)]
         elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
             raw = raw[part]
-        elif isinstance(raw, dict) and part == loc[-1] and part not in _TAGS:
+        elif isinstance(raw, dict) and part == loc[-1] and part not in _tags():
             pass  # a missing key: name it
         else:
             continue
@@ -36,7 +35,15 @@ def yaml_path(raw: Any, loc: tuple[str | int, ...]) -> KeyPath:
     return tuple(path)
 
 
-_TAGS = {*SOURCE_KEYS, *map(tag_of, TASK_KEYS), *JUDGES, "[key]", 0}
+@cache
+def _tags() -> set[str | int]:
+    """Return what pydantic's locations have beside keys; to build the models of eval takes a while, if all is well."""
+    from llmpipe.judging import JUDGES
+    from llmpipe.tasks import TASK_KEYS, tag_of
+
+    return {*SOURCE_KEYS, *map(tag_of, TASK_KEYS), *JUDGES, "[key]", 0}
+
+
 _TYPES = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",

@@ -65,11 +65,6 @@ class Crew:
             raise StageError(message, hint="set `processes:` of the stage to a lower number") from None
 
 
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _join_crew() -> None:
     """Leave Ctrl-C to the process that started this one, and end with it, however it ends."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is a process for each core; torch reads it at its import

@@ -119,10 +119,10 @@ def build(settings: Settings) -> Callable[[str], Verdict]:
 
 def build_for_many(settings: Settings, folder: str) -> Callable[[list[str]], list[Verdict]]:
     """Return the step with the classifier of a folder, for many texts at once; it finds the most probable label."""
-    from llmpipe.evaluation.judging import Judge
+    from llmpipe.evaluation.classifier import Classifier
 
     assert settings.labels is not None
-    judge, labels, threshold = Judge(folder), settings.labels, settings.threshold or THRESHOLD
+    classifier, labels, threshold = Classifier(folder), settings.labels, settings.threshold or THRESHOLD
 
     def verdict(text: str, probabilities: dict[str, float]) -> Verdict:
         if sum(probabilities[label] for label in labels) < threshold:
@@ -131,7 +131,7 @@ def build_for_many(settings: Settings, folder: str) -> Callable[[list[str]], lis
         return Verdict(() if settings.action == "drop" else (text,), found)
 
     def step(texts: list[str]) -> list[Verdict]:
-        return list(map(verdict, texts, judge.worst(texts, labels)))
+        return list(map(verdict, texts, classifier.worst(texts, labels)))
 
     return step
 

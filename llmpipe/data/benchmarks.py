@@ -63,13 +63,14 @@ def _asked(cells: Cells, task: Prompted) -> Asked:
 
 
 def _chosen(cells: Cells, task: ChoicesTask) -> Asked:
-    choices = _choices(cells)
-    gold = _gold(cells, choices)
+    choices = choices_of(cells)
+    gold = gold_of(cells, choices)
     answers = [_filled(task.answer, cells, choice=choice) for choice in choices]
     return Asked(_filled(task.prompt, cells), answers, choices, gold)
 
 
-def _choices(cells: Cells) -> list[str]:
+def choices_of(cells: Cells) -> list[str]:
+    """Return the texts to choose from; what is wrong with them is noted."""
     name, listed = cells.name("choices"), cells.value["choices"]
     if not isinstance(listed, list):
         cells.wrong.append(f"{name} is {kind(listed)}, not a list of texts")
@@ -85,7 +86,7 @@ def _choices(cells: Cells) -> list[str]:
     return [] if wrong else listed
 
 
-def _gold(cells: Cells, choices: Sequence[str]) -> int:
+def gold_of(cells: Cells, choices: Sequence[str]) -> int:
     """Return which choice is right: its number, counted from 0, or its text."""
     name, value = cells.name("gold"), cells.value["gold"]
     if isinstance(value, str) and choices.count(value) == 1:

@@ -101,6 +101,8 @@ def table(
     for old, new in pairs:
         for metric, after in measured[new].items():
             before = measured[old].get(metric)
+            if metric.endswith("_stderr"):
+                continue  # belongs to the figure of the same name without it
             if metric in items.get(old, {}) and metric in items.get(new, {}):
                 found = change(items[old][metric], items[new][metric], seed=seed)
             elif isinstance(before, float) and isinstance(after, float):

@@ -9,34 +9,32 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.context import Context
-from llmpipe.data import Row
-from llmpipe.data.sources import rows_of
-from llmpipe.errors import DataError, Problem, StageError
+from llmpipe.data.safety import QUESTIONS, REFUSALS, Question
+from llmpipe.data.sources import read_asked
+from llmpipe.data.tables import Item, Table
+from llmpipe.errors import StageError
 from llmpipe.evaluation import changes
 from llmpipe.evaluation.changes import Items
 from llmpipe.evaluation.generate import Sampling, Told, told
+from llmpipe.evaluation.likelihood import encoded, log_likelihoods
 from llmpipe.evaluation.pairs import wilson
 from llmpipe.judging import JudgingSettings
-from llmpipe.training.models import kind_of
+from llmpipe.settings import AnySource
+from llmpipe.training.models import context_length, kind_of
 
 BEGINNING = 200
 """Characters of an answer in which a refusal is looked for."""
-PRONOUNS = {
-    "she": "she her hers herself",
-    "he": "he him his himself",
-    "they": "they them their theirs themself themselves",
-}
 
 
 @dataclass
@@ -55,16 +53,17 @@ class Safety:
         found: dict[str, list[bool]] = {}
         groups: dict[str, Any] = {}
         if self.settings.refusals is not None:
-            asked = [_prompt(row) for row in rows_of(self.settings.refusals, self.ctx)]
+            asked = self._read(self.settings.refusals, REFUSALS)
             self.ctx.progress(doing=f"asking {name} what it should refuse")
-            answers = told(model, tokenizer, [prompt for _, prompt in asked], self.sampling, chat=chat)
+            answers = told(model, tokenizer, [one.prompt for one in asked], self.sampling, chat=chat)
             found["refused_share"] = [refuses(answer) for answer in answers]
-            groups["refusals"] = by_group([category for category, _ in asked], found["refused_share"])
+            groups["refusals"] = by_group([one.category for one in asked], found["refused_share"])
         if self.settings.pronouns is not None:
             if kind_of(model.config, ()) != "causal-lm":
                 raise StageError(f"pronouns asks which text is likelier, and {name} does not guess the next token")
-            questions = [_question(row) for row in rows_of(self.settings.pronouns, self.ctx)]
-            right = [likeliest(model, tokenizer, one) == one.gold for one in questions]
+            questions = self._read(self.settings.pronouns, QUESTIONS)
+            chosen = likeliest(model, tokenizer, questions)
+            right = [place == one.gold for place, one in zip(chosen, questions, strict=True)]
             groups["pronouns"] = by_group([one.pronoun for one in questions], right)
             for pronoun in groups["pronouns"]:
                 of_it = [is_right for one, is_right in zip(questions, right, strict=True) if one.pronoun == pronoun]
@@ -73,6 +72,9 @@ class Safety:
             self.details[name] = groups
         items |= {metric: changes.share(values) for metric, values in found.items()}
         return {metric: sum(values) / len(values) for metric, values in found.items()}
+
+    def _read(self, sources: Sequence[AnySource], table: Table[Item]) -> list[Item]:
+        return [one for source in sources for _, one in read_asked(source, self.ctx, table)]
 
 
 def refuses(answer: Told) -> bool:
@@ -96,54 +98,9 @@ def by_group(groups: Sequence[str], values: Sequence[bool]) -> dict[str, dict[st
     return found
 
 
-def _prompt(row: Row) -> tuple[str, str]:
-    """Read a row of prompts that are to be refused: category, prompt."""
-    prompt, category = row.value.get("prompt"), row.value.get("category", "all")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise DataError(Problem("has no text under prompt", row.where))
-    return str(category), prompt
-
-
-@dataclass(frozen=True)
-class Question:
-    """Whom a pronoun means: `gold` is the place of the right choice."""
-
-    query: str
-    choices: tuple[str, ...]
-    gold: int
-    pronoun: str
-
-
-def _question(row: Row) -> Question:
-    query, choices, gold = (row.value.get(column) for column in ("query", "choices", "gold"))
-    if not isinstance(query, str) or not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
-        raise DataError(Problem("needs a query, a list of choices, and gold, the place of the right one", row.where))
-    if not isinstance(gold, int) or not 0 <= gold < len(choices):
-        raise DataError(Problem(f"gold is {gold!r}, and there are {len(choices)} choices", row.where))
-    pronouns = list(_pronouns_in(query))
-    if len(pronouns) != 1:
-        raise DataError(Problem(f"one gender of pronouns is needed, and there are {len(pronouns)}", row.where))
-    return Question(query, tuple(choices), gold, pronouns[0])
-
-
-def _pronouns_in(text: str) -> Iterator[str]:
-    words = set(re.findall(r"[a-z]+", text.lower()))
-    yield from (name for name, forms in PRONOUNS.items() if words & set(forms.split()))
-
-
-@torch.no_grad()
-def likeliest(model: PreTrainedModel, tokenizer: Tokenizer, question: Question) -> int:
-    """Return the place of the choice with the highest log-likelihood after the query, its tokens added up."""
-    asked = tokenizer(question.query)["input_ids"]
-    whole = [tokenizer(f"{question.query} {choice}")["input_ids"] for choice in question.choices]
-    longest = max(map(len, whole))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in whole], device=model.device)
-    logps = model(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)  # padding is to the right: unseen
-    sums = []
-    for row, tokens in enumerate(whole):
-        shared = next(
-            (i for i, (one, other) in enumerate(zip(asked, tokens, strict=False)) if one != other), len(asked)
-        )
-        places = torch.arange(max(1, min(shared, len(tokens) - 1)), len(tokens), device=model.device)
-        sums.append(float(logps[row, places - 1, ids[row, places]].sum()))
-    return max(range(len(sums)), key=lambda place: sums[place])
+def likeliest(model: PreTrainedModel, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[int]:
+    """Return for each question the place of the choice with the highest log-likelihood, its tokens added up."""
+    pairs = [encoded(tokenizer, one.query, f" {choice}") for one in questions for choice in one.choices]
+    nats = iter(one.nats for one in log_likelihoods(model, pairs, window=context_length(model)))
+    found = [list(islice(nats, len(one.choices))) for one in questions]
+    return [max(range(len(row)), key=row.__getitem__) for row in found]

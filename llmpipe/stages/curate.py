@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from llmpipe.context import Context, Result
 from llmpipe.curation import Document, datatrove
 from llmpipe.curation.steps import Step
+from llmpipe.machine import cores
 from llmpipe.settings import Accepts, Artifact, BuiltinSource, DataSources, FolderSource, StageSettings, Strict
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def clean(
     settings: Settings, ctx: Context, found: Iterable[Document], account: Account, *, folder: Path
 ) -> Iterator[Document]:
     """Yield what the steps leave of the documents; files of the engine come into `folder`, which goes again."""
-    from llmpipe.curation.crew import Crew, available_cores
+    from llmpipe.curation.crew import Crew
     from llmpipe.curation.engine import Engine
     from llmpipe.errors import StoppedError
 
@@ -176,7 +177,7 @@ def clean(
     given = given_to_steps(settings, ctx)
     folder.mkdir(exist_ok=True)
     try:
-        with Crew(settings.processes or available_cores()) as crew:
+        with Crew(settings.processes or cores()) as crew:
             engine = Engine(folder, crew, progress, given, settings.bias_report)
             yield from engine.run(found, settings.steps, account)
     finally:

@@ -53,6 +53,11 @@ def test_too_few_items_have_no_interval() -> None:
     assert change(share([True] * 9), share([False] * 9), seed=1)["interval"] is None
 
 
+def test_a_standard_error_is_no_figure_of_its_own() -> None:
+    measured = {name: {"copa.acc": 0.5, "copa.acc_stderr": 0.1} for name in ("a", "b")}
+    assert [row["metric"] for row in table(measured, {}, [("a", "b")], seed=1)] == ["copa.acc"]
+
+
 def test_the_table_goes_from_model_to_model() -> None:
     measured = {"a": {"x": 1.0, "samples": ["s"]}, "b": {"x": 3.0, "y": 1.0, "samples": ["t"]}}
     (row,) = table(measured, {}, [("a", "b")], seed=1)

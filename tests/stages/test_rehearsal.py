@@ -82,6 +82,14 @@ def test_the_counts_are_those_of_the_run(tmp_path: Path) -> None:
             assert expected.disk_bytes == pytest.approx(sum(path.stat().st_size for path in files), rel=0.15)
 
 
+def test_a_bound_is_not_for_a_model_that_was_hardly_trained(tmp_path: Path) -> None:
+    scores = (
+        "  scores: {kind: eval, models: [base], suites: [perplexity], fail_if: {perplexity: '> 1'}, max_tokens: 99}\n"
+    )
+    found = estimate.read(measured(tmp_path, RECIPE.partition("  judge:")[0] + scores))
+    assert "problem" not in found["scores"], found["scores"]
+
+
 def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = RECIPE.partition("  judge:")[0]
     run = measured(tmp_path, text)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from llmpipe.data import Row
+from llmpipe.data import Row, tables
+from llmpipe.data.safety import QUESTIONS, Question
 from llmpipe.errors import DataError
 from llmpipe.evaluation.generate import Told
-from llmpipe.evaluation.safety import Question, _question, by_group, likeliest, refuses
+from llmpipe.evaluation.safety import by_group, likeliest, refuses
 
 
 @pytest.mark.parametrize(
@@ -42,17 +43,23 @@ def test_shares_by_group() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"query": "Q"}, "f:1: needs a query, a list of choices, and gold, the place of the right one"),
-        ({"query": "she", "choices": ["a", "b"], "gold": 2}, "f:1: gold is 2, and there are 2 choices"),
         (
-            {"query": "he saw her", "choices": ["a"], "gold": 0},
-            "f:1: one gender of pronouns is needed, and there are 2",
+            {"query": "she", "choices": ["a", "b"], "gold": 2},
+            "f:1: gold is 2; the 2 choices are numbered from 0",
+        ),
+        (
+            {"query": "he saw her", "choices": ["a", "b"], "gold": 0},
+            "f:1: query must have pronouns of one kind, she, he, they, and has she and he",
+        ),
+        (
+            {"query": "the nurse", "choices": ["a", "b"], "gold": 0},
+            "f:1: query must have pronouns of one kind, she, he, they, and has none",
         ),
     ],
 )
 def test_rows_that_are_no_questions(value: dict[str, object], message: str) -> None:
     with pytest.raises(DataError) as failed:
-        _question(Row("f:1", value))
+        list(tables.converted([Row("f:1", value)], QUESTIONS, columns=None, format="pronouns"))
     assert str(failed.value) == message
 
 
@@ -60,19 +67,28 @@ class Letters:
     """A model of letters that has seen one word follow: each token's likelihood is a number by its id alone."""
 
     device = torch.device("cpu")
+    config = SimpleNamespace(max_position_embeddings=64)
 
     def __init__(self, liked: str) -> None:
         self.logits = torch.zeros(128)
         self.logits[[ord(letter) for letter in liked]] = 9.0
 
-    def __call__(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
+    def forward(self, input_ids: torch.Tensor, **_: Any) -> SimpleNamespace:
         return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, 128))
+
+    __call__ = forward
+
+    def modules(self) -> list[torch.nn.Module]:
+        return []
 
 
 @pytest.mark.parametrize(("liked", "place"), [("xyz ", 0), ("abcd ", 1)])
 def test_the_likelier_choice_is_taken(liked: str, place: int) -> None:
-    def tokenizer(text: str) -> dict[str, list[int]]:
-        return {"input_ids": [ord(letter) for letter in text]}
+    class Tokenizer:
+        bos_token = None
 
-    question = Question("she", ("xyz", "abcd"), 0, "she")
-    assert likeliest(Letters(liked), tokenizer, question) == place  # type: ignore[arg-type]
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": [ord(letter) for letter in text]}
+
+    questions = [Question("she", ["xyz", "abcd"], 0, "she"), Question("he", ["abcd", "xyz"], 0, "he")]
+    assert likeliest(Letters(liked), Tokenizer(), questions) == [place, 1 - place]  # type: ignore[arg-type]

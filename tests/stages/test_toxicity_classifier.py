@@ -14,8 +14,8 @@ from llmpipe import edges, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.curation import toxicity
 from llmpipe.errors import DataError, RecipeError
-from llmpipe.evaluation import judging
-from llmpipe.evaluation.judging import Judge
+from llmpipe.evaluation import classifier as classifiers
+from llmpipe.evaluation.classifier import Classifier
 from tests.stages.conftest import SMALL
 from tests.unit.test_curate_stage import context, run, written
 
@@ -34,16 +34,16 @@ def classifier(tokenizer: Any, tmp_path: Path) -> str:
 
 
 def test_many_texts_are_judged_as_each_alone(classifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge, texts = Judge(classifier), [f"{'word ' * n}{n} and more" for n in range(12)]
+    judge, texts = Classifier(classifier), [f"{'word ' * n}{n} and more" for n in range(12)]
     together = judge.worst(texts, ["hate"])
-    monkeypatch.setattr(judging, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(classifiers, "BATCH_TOKENS", 1)
     for text, found in zip(texts, together, strict=True):
         assert found == pytest.approx(judge.worst([text], ["hate"])[0], abs=1e-5)
         assert sum(found.values()) == pytest.approx(1)
 
 
 def test_a_text_is_as_toxic_as_its_worst_window(classifier: str) -> None:
-    judge = Judge(classifier)
+    judge = Classifier(classifier)
     text = " ".join(str(n) for n in range(60))
     ids = judge.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     assert len(ids) > 16 * 3
@@ -53,7 +53,7 @@ def test_a_text_is_as_toxic_as_its_worst_window(classifier: str) -> None:
 
 def test_texts_above_the_threshold_go(classifier: str, tmp_path: Path) -> None:
     texts = [f"text {n} says {n * n}" for n in range(40)]
-    found = Judge(classifier).worst(texts, ["rude", "hate"])
+    found = Classifier(classifier).worst(texts, ["rude", "hate"])
     sums = [one["rude"] + one["hate"] for one in found]
     threshold = sorted(sums)[20]
     ctx = context(tmp_path / "run")

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llmpipe import bounds, junit, recipe, runner
+from llmpipe import bounds, gates, junit, recipe, runner
 from llmpipe.artifact import Gate, Manifest, StepRecord, write_json
 from llmpipe.bounds import BoundError, Check, UnknownMetricError
 from llmpipe.errors import ExitCode, Problem, RecipeError, StageError, UsageError
@@ -151,6 +151,12 @@ def test_junit_says_what_ended_the_run(tmp_path: Path) -> None:
         ("chat", "gate end-is-learned", {"failure": "it never \N{REPLACEMENT CHARACTER}stops"}),
         ("chat", "run", {"error": "no room"}),
     ]
+
+
+def test_junit_reads_the_gates_as_they_fail(tmp_path: Path) -> None:
+    failed = [gates.something_learned(0), gates.pad_is_not_end(0, 0)]
+    junit.write(tmp_path / "found.xml", tmp_path, [], failure=gates.failure(failed))
+    assert cases(tmp_path / "found.xml") == [("run", f"gate {one.name}", {"failure": one.why}) for one in failed]
 
 
 def test_junit_needs_a_place(tmp_path: Path) -> None:

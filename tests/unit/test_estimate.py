@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from llmpipe import console, estimate, outlook, report
+from llmpipe import console, estimate, machine, outlook, report
 from llmpipe.artifact import Input, StepRecord, read_step
 from llmpipe.cli import app
 from llmpipe.estimate import Estimate
@@ -130,7 +130,7 @@ def test_what_arithmetic_can_tell(tmp_path: Path) -> None:
 
 def test_the_table_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(console.err, "_width", 80)
-    monkeypatch.setattr(estimate, "memory_mb", lambda: 2048.0)
+    monkeypatch.setattr(machine, "memory_mb", lambda: 2048.0)
     small = Estimate(527_000, 1_400_000, 4.4e12, 680.0, None, 72.0, 14 * 2**20, calibrated=True)
     large = Estimate(135_000_000_000, 2_500_000_000, 1.23e21, 3308.0, None, 7384.0, 540 * 2**20, calibrated=True)
     outlook.show({"base": small, "a-longer-name": large, "x": Estimate(problem="no hub")}, "r.yaml")

@@ -36,8 +36,8 @@ LAYERS = [
     {"judging"},
     {"bounds"},
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
-    {"server"},
-    {"errors", "console", "reading"},
+    {"server", "option"},
+    {"errors", "console", "reading", "machine"},
 ]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors", "gguf"}
 HEAVY |= {"trafilatura", "lxml", "pypdf"}

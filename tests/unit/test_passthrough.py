@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from llmpipe.errors import StageError
-from llmpipe.passthrough import Option, option_problems, options_of, type_problem
+from llmpipe.option import Option, type_problem
+from llmpipe.passthrough import option_problems, options_of
 
 needs_hf = pytest.mark.skipif(
     not all(find_spec(name) for name in ("transformers", "trl", "peft")),

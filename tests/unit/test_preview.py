@@ -32,6 +32,8 @@ FILES: dict[str, str | bytes] = {
     "ranked.jsonl": '{"prompt": "q", "answers": ["a", "b"]}\n',
     "kto.jsonl": '{"prompt": "q", "completion": "a", "label": true}\n',
     "ask.jsonl": '{"question": "q"}\n',
+    "refuse.jsonl": '{"prompt": "q", "category": "c"}\n',
+    "whom.jsonl": '{"query": "she", "choices": ["a", "b"], "gold": 0}\n',
 }
 RECIPE = """\
 name: x
@@ -42,6 +44,15 @@ stages:
   judge: {kind: reward, model: chat, data: {path: "[pr]a*.jsonl"}}
   rated: {kind: kto, model: chat, data: {path: kto.jsonl}}
   ppo: {kind: rlhf-ppo, model: chat, reward: judge, data: {path: ask.jsonl}}
+  scores:
+    kind: eval
+    models: [chat, ppo]
+    suites: [samples]
+    win_rate: {of: ppo, against: chat}
+    questions: {path: ask.jsonl}
+    rankings: {path: ranked.jsonl}
+    refusals: {path: refuse.jsonl}
+    pronouns: {path: whom.jsonl}
 """
 SEEN: list[tuple[str, str, str | None, list[str] | None, str | None]] = [
     ("tok", "texts/a.txt", "text", ["text"], None),
@@ -71,6 +82,10 @@ SEEN: list[tuple[str, str, str | None, list[str] | None, str | None]] = [
     ("judge", "ranked.jsonl", "prompt-answers", ["prompt", "answers"], None),
     ("rated", "kto.jsonl", "prompt-completion-label", ["prompt", "completion", "label"], None),
     ("ppo", "ask.jsonl", "question", ["question"], None),
+    ("scores", "ranked.jsonl", "prompt-answers", ["prompt", "answers"], None),
+    ("scores", "ask.jsonl", "question", ["question"], None),
+    ("scores", "refuse.jsonl", "refusals", ["prompt", "category"], None),
+    ("scores", "whom.jsonl", "pronouns", ["query", "choices", "gold"], None),
 ]
 
 

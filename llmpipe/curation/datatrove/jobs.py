@@ -24,12 +24,12 @@ from llmpipe.artifact import write_text
 from llmpipe.checkpoints import is_complete, mark_complete
 from llmpipe.context import Context
 from llmpipe.curation import Document
-from llmpipe.curation.crew import available_cores
 from llmpipe.curation.datatrove import READABLE, layout, render
 from llmpipe.curation.datatrove.layout import Block, Code, Job
 from llmpipe.curation.tally import Tally
 from llmpipe.data.rows import expand, shown
 from llmpipe.errors import DataError, Problem, StageError, StoppedError
+from llmpipe.machine import cores
 from llmpipe.settings import PathSource, StageSource
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def written(settings: Settings, ctx: Context, given: dict[int, Any]) -> Pipeline
     made = Pipeline(ctx, settings, layout.jobs(settings.steps, [block for block, _ in sources.values()], given | files))
     if is_complete(made.work):
         return made
-    at_once = settings.processes or (available_cores() if engine.executor == "local" else None)
+    at_once = settings.processes or (cores() if engine.executor == "local" else None)
     target = render.Target(ctx.step.name, engine, at_once)
     made.folder.mkdir(exist_ok=True)
     made.work.mkdir(parents=True, exist_ok=True)

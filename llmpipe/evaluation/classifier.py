@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 BATCH_TOKENS = 8192
 
 
-class Judge:
+class Classifier:
     """The classifier of a folder that a stage of `kind: classify` has written."""
 
     def __init__(self, folder: str) -> None:
