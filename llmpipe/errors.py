@@ -68,6 +68,10 @@ class StageError(LlmpipeError):
     """A stage could not finish."""
 
 
+class TalkError(LlmpipeError):
+    """A model that is talked to cannot answer."""
+
+
 class UsageError(LlmpipeError):
     """The command line asks for something that cannot be."""
 

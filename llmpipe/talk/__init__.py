@@ -1,0 +1,1 @@
+"""Talking to a model: engine → session → chat, serve, page; memory beside them."""
