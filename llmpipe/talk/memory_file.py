@@ -72,6 +72,7 @@ class MemoryFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._process = os.getpid()
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         try:
@@ -114,12 +115,10 @@ class MemoryFile:
 
     def connection(self) -> Connection:
         """Return this thread's connection."""
-        known: tuple[int, Connection] | None = getattr(self._local, "known", None)
-        if known and known[0] == os.getpid():
-            return known[1]
+        self._leave_those_of_a_parent()
+        known: Connection | None = getattr(self._local, "known", None)
         if known:
-            _INHERITED.extend(self._open)
-            self._open = weakref.WeakSet()
+            return known
         made = sqlite3.connect(
             self.path.absolute().as_uri() + "?mode=rw",
             uri=True,
@@ -132,9 +131,14 @@ class MemoryFile:
         for pragma in ("synchronous = FULL", "fullfsync = ON", "foreign_keys = ON", "secure_delete = ON"):
             made.execute(f"PRAGMA {pragma}")
         made.execute("PRAGMA trusted_schema = ON")  # some builds have it off, and triggers call `spaced`
-        self._local.known = os.getpid(), made
+        self._local.known = made
         self._open.add(made)
         return made
+
+    def _leave_those_of_a_parent(self) -> None:
+        if self._process != os.getpid():
+            _INHERITED.extend(self._open)
+            self._process, self._local, self._open = os.getpid(), threading.local(), weakref.WeakSet()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -170,9 +174,7 @@ class MemoryFile:
 
     def close(self) -> None:
         """Close this process's connections."""
-        known: tuple[int, Connection] | None = getattr(self._local, "known", None)
-        if known and known[0] != os.getpid():
-            return
+        self._leave_those_of_a_parent()
         for connection in list(self._open):
             connection.close()
         self._local = threading.local()
