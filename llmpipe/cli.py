@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmpipe import run_commands, stage_commands
+from llmpipe import run_commands, stage_commands, talk_commands
 from llmpipe.flags import (
     AllowCode,
     DryRun,
@@ -154,6 +154,7 @@ def status(
 
 run_commands.add_to(app)
 stage_commands.add_to(app)
+talk_commands.add_to(app)
 
 
 @app.command(rich_help_panel="Talk")

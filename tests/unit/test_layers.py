@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "llmpipe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
-    {"stage_commands", "run_commands"},
+    {"stage_commands", "run_commands", "talk_commands"},
     {"flags"},
     {"pipeline"},
     {"calibrate", "prefetch", "talk"},
