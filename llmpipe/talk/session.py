@@ -148,7 +148,7 @@ class Session:
             return without_oldest(self.engine, self.system, [turn.message for turn in self._turns], self.sampling)
         from llmpipe.talk.window import fitted
 
-        room = answer_tokens(self.engine, self.sampling)
+        room = answer_tokens(self.engine, self.sampling, _with_system(self.system, self.messages[-1:]))
         window = fitted(self.engine, self.memory, self.conversation, self.system, answer_tokens=room)
         return list(window.messages), window.left_out
 
@@ -207,9 +207,12 @@ def _with_system(system: str | None, turns: Sequence[Message]) -> list[Message]:
     return [*([{"role": "system", "content": system}] if system else ()), *turns]
 
 
-def answer_tokens(engine: Engine, how: Sampling) -> int:
-    """Return how much of the context is kept free for an answer: what it may have, at most half."""
-    return min(how.max_new_tokens, engine.context // 2)
+def answer_tokens(engine: Engine, how: Sampling, asked: Sequence[Message]) -> int:
+    """Return how much of the context is kept free for an answer.
+
+    That is what it may have, at most half, and less where the question needs more than the other half.
+    """
+    return max(1, min(how.max_new_tokens, engine.context // 2, engine.context - engine.count(asked)))
 
 
 def without_oldest(
@@ -222,7 +225,7 @@ def without_oldest(
     if not engine.chats:
         return list(turns[-1:]), 0
     starts = [number for number, turn in enumerate(turns) if turn["role"] == "user"]
-    most = engine.context - answer_tokens(engine, how)
+    most = engine.context - answer_tokens(engine, how, _with_system(system, turns[starts[-1] :]))
     for start in starts[:-1]:
         if engine.count(messages := _with_system(system, turns[start:])) <= most:
             return messages, start
