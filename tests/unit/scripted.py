@@ -11,8 +11,8 @@ from llmpipe.talk.engine import Message, Piece, Sampling, Usage
 class ScriptedEngine:
     """Gives one answer after the other, the last one again and again; a token is a word.
 
-    `asked` has the messages, or the text, of every call, `how` the samplings, `stopped` how many answers were closed
-    before their end. An answer that is an error is raised.
+    `asked` has the messages, or the text, of every call, `how` the samplings, and `stopped` how many answers were
+    closed before their end. An answer that is an error is raised.
     """
 
     def __init__(
