@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from llmpipe.talk.session import answer_tokens, without_oldest
 from llmpipe.talk.window import fitted
 
 Event = dict[str, Any]
+log = logging.getLogger("uvicorn.error")
 STOPPED_WITHIN_S = 5.0
 SENT = ("role", "content", "name", "tool_calls", "tool_call_id")
 
@@ -129,7 +131,7 @@ async def _answer(turn: Turn, name: str, answers: Answers, events: asyncio.Queue
     except Exception as error:
         events.put_nowait({"model": name, "error": told(error)})
         if not isinstance(error, LlmpipeError):
-            raise
+            log.exception("an answer of %s failed", name)
 
 
 def _pieces(turn: Turn, name: str) -> Iterator[Piece]:
@@ -140,7 +142,7 @@ def _pieces(turn: Turn, name: str) -> Iterator[Piece]:
     if turn.memory is None or turn.conversation is None:
         messages, _ = without_oldest(engine, None, [*turn.history, turn.question], turn.how)
     else:
-        room = answer_tokens(engine, turn.how)
+        room = answer_tokens(engine, turn.how, [turn.question])
         messages = fitted(engine, turn.memory, turn.conversation, None, answer_tokens=room).messages
     return engine.chat([{key: one[key] for key in SENT if key in one} for one in messages], turn.how)
 
