@@ -166,7 +166,7 @@ async function say() {
   $("text").value = "";
   files.set([]);
   trouble("");
-  const isKept = await listen(question, drawn);
+  const isKept = await listen(question, drawn, follower(asked, question.compare.length > 0));
   if (!isKept) {
     asked.remove();
     drawn.node.remove();
@@ -178,11 +178,11 @@ async function say() {
 }
 
 /** Read an answer to its end; returns whether there is any of it. */
-async function listen(question, drawn) {
+async function listen(question, drawn, follow) {
   const stop = (answering = new AbortController());
   busy(true);
   for (const answer of drawn.answers.values()) answer.begin();
-  follow(true);
+  follow();
   let content = question.text;
   try {
     for await (const event of events(question, stop.signal)) {
@@ -196,6 +196,7 @@ async function listen(question, drawn) {
     if (error.name !== "AbortError") failed(error);
   }
   drawn.stop();
+  follow();
   if (answering === stop) answering = null;
   busy(Boolean(answering));
   if (drawn.content && !known.memory) {
@@ -236,12 +237,17 @@ function busy(isBusy) {
   $("send").ariaLabel = $("send").title = isBusy ? "Stop" : "Send";
 }
 
-/** Keep the newest words in sight, unless the reader went up. */
-function follow(isForced = false) {
+/** Return what keeps the newest words in sight, or the question while answers stand side by side; not a reader's hand. */
+function follower(asked, isMany) {
   const box = $("scroll");
-  if (isForced || box.scrollHeight - box.scrollTop - box.clientHeight < 140) {
-    requestAnimationFrame(() => (box.scrollTop = box.scrollHeight));
-  }
+  let at = null;
+  return () =>
+    requestAnimationFrame(() => {
+      const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 4;
+      if (at !== null && Math.abs(box.scrollTop - at) > 4 && !isAtEnd) return;
+      box.scrollTop = isMany ? asked.offsetTop - box.offsetTop - 12 : box.scrollHeight;
+      at = box.scrollTop;
+    });
 }
 
 // ---- Hands -----------------------------------------------------------------------------------

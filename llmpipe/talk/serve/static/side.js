@@ -119,7 +119,8 @@ function dialog({ title, text = "", value, yes }) {
   const box = $("dialog");
   box.returnValue = "";
   box.showModal();
-  if (value !== undefined) $("dialog-input").select();
+  if (value !== undefined) $("dialog-input").setSelectionRange(0, value.length, "backward");
+  if (value !== undefined) $("dialog-input").focus();
   else $("dialog-yes").focus();
   $("dialog-no").onclick = () => box.close();
   $("dialog-form").onsubmit = (event) => {

@@ -1,4 +1,4 @@
-// A model's text as DOM nodes: paragraphs, headings, lists, fenced code, inline code, bold.
+// A model's text as DOM nodes: paragraphs, headings, lists, fenced code, inline code, bold, italics.
 // Nothing here reads HTML: every word ends up in a text node.
 
 /** Return what a text looks like; an unclosed fence is code to its end, as while it is still being written. */
@@ -58,14 +58,15 @@ function block(kind, lines) {
   return list;
 }
 
-const INLINE = /(`+)([^`](?:.*?[^`])?)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*/gs;
+const INLINE = /(`+)([^`](?:.*?[^`])?)\1(?!`)|\*\*(\S(?:.*?\S)?)\*\*|(?<![\w*])\*([^\s*](?:[^*]*[^\s*])?)\*(?![\w*])/gs;
 
 function filled(parent, text) {
   let from = 0;
   for (const found of text.matchAll(INLINE)) {
     parent.append(text.slice(from, found.index));
     if (found[1]) parent.append(make("code", found[2]));
-    else parent.append(filled(make("strong"), found[3]));
+    else if (found[3]) parent.append(filled(make("strong"), found[3]));
+    else parent.append(make("em", found[4]));
     from = found.index + found[0].length;
   }
   parent.append(text.slice(from));

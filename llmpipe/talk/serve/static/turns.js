@@ -126,6 +126,7 @@ class Answer {
   mark(isBest) {
     this.better?.remove();
     this.node.classList.add(isBest ? "best" : "other");
-    if (isBest) this.foot.append(el("span", { className: "chosen", icon: "thumb" }, "Preferred; the conversation goes on with it"));
+    const title = "The conversation goes on with this answer";
+    if (isBest) this.foot.append(el("span", { className: "chosen", icon: "thumb", title }, "Preferred"));
   }
 }
