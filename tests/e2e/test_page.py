@@ -103,8 +103,8 @@ def test_a_person_chats_compares_and_finds_the_conversation_again(browser: Any, 
 
         page.get_by_label("Model").select_option(f"{RUN}:ppo")
         page.locator("summary").click()
-        page.get_by_label("base").check()
-        page.get_by_label("sft").check()
+        page.get_by_role("checkbox", name="base").check()
+        page.get_by_role("checkbox", name="sft").check()
         page.keyboard.press("Escape")
         side_by_side = ask(page, "Tell me a story about a duck and a shoe.")
         assert side_by_side.locator("h2").all_inner_texts() == ["ppo", "base", "sft"]
@@ -183,7 +183,7 @@ def test_a_phone_has_no_sideways_scroll_and_folds_the_side_away(browser: Any, me
     models = {f"{RUN}:{stage}": ScriptedEngine([wide]) for stage in ("base", "sft", "ppo")}
     with served(models, memory) as server, opened(browser, server, **phone) as page:
         page.locator("summary").click()
-        page.get_by_label("sft").check()
+        page.get_by_role("checkbox", name="sft").check()
         page.keyboard.press("Escape")
         ask(page, "B" * 200)
         assert page.evaluate("document.documentElement.scrollWidth") == 390

@@ -54,7 +54,9 @@ class Served:
 
 
 @contextmanager
-def served(engines: Mapping[str, Engine], memory: Memory | None = None, limits: Limits | None = None) -> Iterator[Served]:
+def served(
+    engines: Mapping[str, Engine], memory: Memory | None = None, limits: Limits | None = None
+) -> Iterator[Served]:
     """Serve until the block ends."""
     app = create_app(engines, memory=memory, limits=limits or Limits(), token=TOKEN)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))

@@ -1,6 +1,6 @@
 """Which of several answers a person preferred: a file of pairs, in a form that `reward` and `dpo` read.
 
-    llmpipe reward --data ~/.llmpipe/preferences.jsonl …
+llmpipe reward --data ~/.llmpipe/preferences.jsonl …
 """
 
 from __future__ import annotations
