@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[2] / "llmpipe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
-    {"stage_commands", "run_commands"},
+    {"stage_commands", "run_commands", "memory_commands"},
     {"flags"},
     {"pipeline"},
     {"calibrate", "prefetch", "talk"},
@@ -96,7 +96,7 @@ def test_text_files_are_opened_with_their_encoding(path: Path) -> None:
                 assert any(keyword.arg == "encoding" for keyword in node.keywords), f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("arguments", [["plan", "quickstart"], ["--help"], ["options", "sft"], ["schema"]])
+@pytest.mark.parametrize("arguments", [["plan", "quickstart"], ["--help"], ["options", "sft"], ["schema"], ["memory", "--help"]])
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; from llmpipe.cli import app\n"
