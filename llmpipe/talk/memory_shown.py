@@ -60,6 +60,7 @@ def show_found(query: str, limit: int, *, as_json: bool) -> None:
         return
     if not messages and not facts:
         console.say("nothing was found")
+        return
     rows = [(f"fact {one.id}", _minute(one.when), excerpt(one.text, query)) for one in facts]
     rows += [
         (f"conversation {one.conversation}", _minute(one.when), f"{one.role}: {excerpt(one.content, query)}")

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.memory import NAMES, outcome
 from llmpipe.errors import DataError, LlmpipeError, TalkError
 from llmpipe.talk import memory_file
 from llmpipe.talk.memory import Memory, Summary, default_path
 from llmpipe.talk.words import excerpt, query_of
+from tests.unit.killed import NAMES, outcome
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_the_most_telling_message_comes_first(memory: Memory) -> None:
     ("text", "query", "shown"),
     [
         ("A cat.", "cat", "A cat."),
-        ("word " * 9 + "the Cat\nsleeps" + " word" * 9, "dog cat", "…ord the Cat sleeps word word…"),
+        ("word " * 9 + "the Cat\nsleeps" + " word" * 9, "dog cat", "…rd the Cat sleeps word word…"),
         ("word " * 9, "cat", "word word word word word word…"),
     ],
 )
@@ -218,9 +218,9 @@ def test_an_export_is_rows_to_learn_from(memory: Memory) -> None:
 
 def test_nothing_acknowledged_is_lost_when_writers_are_killed(path: Path) -> None:
     """The whole of it, 2 processes × 1,000 writes: python benchmarks/memory.py."""
-    told = outcome(path, writes=40, kills=3, seed=5)
-    assert (told.acknowledged, told.lost, told.out_of_order, told.integrity) == (80, 0, 0, "ok")
-    assert told.found == len(NAMES) and told.kills >= 4
+    told = outcome(path, writes=20, kills=2, seed=5)
+    assert (told.acknowledged, told.lost, told.out_of_order, told.integrity) == (40, 0, 0, "ok")
+    assert told.found == len(NAMES) and told.kills >= 2
 
 
 def _begin_and_add(path: Path, gate: threading.Barrier, name: str) -> None:
