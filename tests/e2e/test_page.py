@@ -207,6 +207,7 @@ def test_without_a_memory_the_tab_remembers(browser: Any) -> None:
 def test_who_is_not_signed_in_learns_how(browser: Any) -> None:
     with served(engines()) as server:
         page = browser.new_page()
+        page.set_default_timeout(10_000)
         reply = page.goto(server.url)
         assert reply.status == 401
         assert page.locator("h1").inner_text() == "You are not signed in"
