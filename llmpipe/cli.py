@@ -25,6 +25,7 @@ from llmpipe.flags import (
     guarded,
     request_of,
 )
+from llmpipe.talk.serve import command as serve_command
 
 app = typer.Typer(
     name="llmpipe",
@@ -177,6 +178,9 @@ def generate(
 
     how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     answer(model, prompts or [], file, how, count=count, plain=plain, as_json=json_output)
+
+
+serve_command.add_to(app)
 
 
 @app.command(rich_help_panel="Look")
