@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,7 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llmpipe.talk.serve.metrics import Metrics
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPEN_PATHS = ("/health", "/signin")
+OPEN_PATHS = ("/health", "/signin", "/static/page.css", "/static/icon.svg")
+SIGN_IN_PAGE = Path(__file__).with_name("static") / "signin.html"
 SAFE_METHODS = ("GET", "HEAD")
 CLIENTS_KEPT = 10_000
 DRAIN_S = 1.0
@@ -157,7 +159,8 @@ class Guard:
             body = await self._body(scope, receive) if changes else b""
         except Refused as refusal:
             await self._drain(receive)
-            await _refuse(refusal, send)
+            is_page = scope["path"] == "/" and refusal.status == 401
+            await _refuse(refusal, send, page=SIGN_IN_PAGE if is_page else None)
         except ConnectionResetError:
             return
         else:
@@ -255,10 +258,12 @@ def _too_large(limit: int) -> Refused:
     return Refused(413, f"the request is larger than {limit:,} bytes", code="request_too_large")
 
 
-async def _refuse(refusal: Refused, send: Send) -> None:
-    body = json.dumps(refusal.body).encode()
+async def _refuse(refusal: Refused, send: Send, *, page: Path | None = None) -> None:
+    """Refuse as OpenAI's API does; a person who opens the page is told how to sign in."""
+    body = page.read_bytes() if page else json.dumps(refusal.body).encode()
+    kind = "text/html; charset=utf-8" if page else "application/json"
     # closed, so that what is still on its way is not taken for the next request, nor read for ever
-    fixed = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+    fixed = {"Content-Type": kind, "Content-Length": str(len(body)), "Connection": "close"}
     headers = [(name.lower().encode(), value.encode()) for name, value in {**fixed, **refusal.headers}.items()]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
