@@ -25,6 +25,7 @@ from llmpipe.flags import (
     guarded,
     request_of,
 )
+from llmpipe.talk.serve import command as serve_command
 
 app = typer.Typer(
     name="llmpipe",
@@ -181,6 +182,7 @@ def generate(
 
 
 memory_commands.add_to(app)
+serve_command.add_to(app)
 
 
 @app.command(rich_help_panel="Look")
