@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmpipe import run_commands, stage_commands
+from llmpipe import memory_commands, run_commands, stage_commands, talk_commands
 from llmpipe.flags import (
     AllowCode,
     DryRun,
@@ -155,6 +155,7 @@ def status(
 
 run_commands.add_to(app)
 stage_commands.add_to(app)
+talk_commands.add_to(app)
 
 
 @app.command(rich_help_panel="Talk")
@@ -181,6 +182,7 @@ def generate(
 
 
 serve_command.add_to(app)
+memory_commands.add_to(app)
 
 
 @app.command(rich_help_panel="Look")

@@ -1,63 +1,57 @@
-"""An engine that says what a test wrote down."""
+"""An engine that answers by a script, a word at a time."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
+from llmpipe.errors import TalkError
 from llmpipe.talk.engine import Message, Piece, Sampling, Usage
 
 
-@dataclass
 class ScriptedEngine:
-    """Gives the answers in turn, again and again, a word a piece; an exception among them is raised there.
+    """Gives one answer after the other, the last one again and again; a token is a word.
 
-    A token is a word. `go_on`, where given, is waited for before each piece.
+    `asked` has the messages, or the text, of every call, `how` the samplings, and `stopped` how many answers were
+    closed before their end. An answer that is an error is raised.
     """
 
-    answers: Sequence[str | Exception | tuple[Any, ...]]
-    name: str = "scripted"
-    context: int = 1000
-    chats: bool = True
-    go_on: threading.Semaphore | None = None
-    seen: list[tuple[Any, Sampling, tuple[Message, ...]]] = field(default_factory=list)
-    closed: list[bool] = field(default_factory=list)
-    """An entry for each answer that ended or was stopped: whether it came to its end."""
+    def __init__(
+        self, answers: Sequence[str | Exception], *, name: str = "scripted", context: int = 10_000, chats: bool = True
+    ) -> None:
+        self.answers = list(answers)
+        self.name, self.context, self.chats = name, context, chats
+        self.asked: list[list[Message] | str] = []
+        self.how: list[Sampling] = []
+        self.stopped = 0
+        self.is_closed = False
 
     def count(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> int:
-        return sum(len(str(message.get("content") or "").split()) + 1 for message in messages)
+        return sum(len(str(message["content"]).split()) for message in messages)
 
     def chat(self, messages: Sequence[Message], how: Sampling, tools: Sequence[Message] = ()) -> Iterator[Piece]:
-        return self._told(messages, how, tools, self.count(messages))
+        if (tokens := self.count(messages)) > self.context:
+            raise TalkError(f"{tokens} tokens do not fit into a context of {self.context}")
+        yield from self._told(list(messages), tokens, how)
 
     def complete(self, text: str, how: Sampling) -> Iterator[Piece]:
-        return self._told(text, how, (), len(text.split()))
+        yield from self._told(text, len(text.split()), how)
 
     def close(self) -> None:
-        pass
+        self.is_closed = True
 
-    def _told(self, asked: Any, how: Sampling, tools: Sequence[Message], taken: int) -> Iterator[Piece]:
-        answer = self.answers[len(self.seen) % len(self.answers)]
-        self.seen.append((asked, how, tuple(tools)))
-        parts = answer if isinstance(answer, tuple) else (answer,)
-        words = [word for part in parts for word in (_words(part) if isinstance(part, str) else [part])]
-        is_whole = False
+    def _told(self, asked: list[Message] | str, tokens: int, how: Sampling) -> Iterator[Piece]:
+        self.asked.append(asked)
+        self.how.append(how)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        words = answer.split(" ")
+        kept = words[: how.max_new_tokens]
         try:
-            for word in words[: how.max_new_tokens]:
-                if self.go_on:
-                    self.go_on.acquire()
-                if isinstance(word, Exception):
-                    raise word
-                yield word if isinstance(word, Piece) else Piece(word)
-            is_whole = True
-            told = min(len(words), how.max_new_tokens)
-            yield Piece("", "stop" if told == len(words) else "length", Usage(taken, told))
-        finally:
-            self.closed.append(is_whole)
-
-
-def _words(text: str) -> list[str]:
-    words = text.split(" ")
-    return [words[0], *(f" {word}" for word in words[1:])]
+            for number, word in enumerate(kept):
+                yield Piece(word if number == 0 else f" {word}")
+        except GeneratorExit:
+            self.stopped += 1
+            raise
+        finish = "stop" if len(kept) == len(words) else "length"
+        yield Piece("", finish=finish, usage=Usage(tokens, len(kept)))
