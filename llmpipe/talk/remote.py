@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from llmpipe.errors import TalkError, UsageError, did_you_mean
 from llmpipe.server import message_of
@@ -41,10 +41,7 @@ class RemoteEngine:
             UsageError: the address is none, or there are several models and none is named.
         """
         self.url, self.key, self.timeout_s = url.rstrip("/"), key, timeout_s
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise UsageError(f"{url} is no address of a server", hint="http(s)://HOST:PORT/v1#MODEL")
-        self.parts = parts
+        self.parts = _address(self.url)
         listed = self._models()
         self.name = self._named(model, [str(entry.get("id")) for entry in listed])
         own = next((entry for entry in listed if entry.get("id") == self.name), {})
@@ -87,9 +84,11 @@ class RemoteEngine:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        return (
-            asked | ({"seed": how.seed} if how.seed is not None else {}) | ({"stop": [*how.stop]} if how.stop else {})
-        )
+        if how.seed is not None:
+            asked["seed"] = how.seed
+        if how.stop:
+            asked["stop"] = [*how.stop]
+        return asked
 
     def _models(self) -> list[dict[str, Any]]:
         with closing(self._connection(LOOK_S)) as connection:
@@ -171,6 +170,17 @@ class RemoteEngine:
             hints[reply.status] = f"give that address itself: {reply.headers.get('Location', 'it names none')}"
             said = "it sends us elsewhere, where we do not follow"
         raise TalkError(f"{self.url} answers {reply.status}: {said}", hint=hints.get(reply.status, _HINT))
+
+
+def _address(url: str) -> SplitResult:
+    """Take an address apart; a key has its own way, and is no part of it."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc:
+            return parts
+    except ValueError:  # a port that is no number
+        pass
+    raise UsageError(f"{url} is no address of a server", hint="http(s)://HOST:PORT/v1#MODEL")
 
 
 _HINT = "the server's own log says more"

@@ -20,9 +20,8 @@ class ScriptedEngine:
         *,
         name: str = "scripted",
         context: int = 1024,
-        chats: bool = True,
     ) -> None:
-        self.name, self.context, self.chats = name, context, chats
+        self.name, self.context, self.chats = name, context, True
         self.answers = list(answers)
         self.asked: list[tuple[list[Message] | str, Sampling, list[Message]]] = []
         self.stopped = 0
