@@ -14,13 +14,7 @@ class ScriptedEngine:
     answers that were not heard to their end.
     """
 
-    def __init__(
-        self,
-        answers: Iterable[str | Exception] = (),
-        *,
-        name: str = "scripted",
-        context: int = 1024,
-    ) -> None:
+    def __init__(self, answers: Iterable[str | Exception] = (), *, name: str = "scripted", context: int = 1024) -> None:
         self.name, self.context, self.chats = name, context, True
         self.answers = list(answers)
         self.asked: list[tuple[list[Message] | str, Sampling, list[Message]]] = []

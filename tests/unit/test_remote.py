@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -154,11 +155,12 @@ def test_streams_that_go_wrong(stub: Stub, body: bytes, message: str) -> None:
         stub.answers()
 
 
-def test_a_silent_server_is_waited_for_only_so_long(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = RemoteEngine(stub.url, "m", timeout_s=0.2)
-    monkeypatch.setattr(ThreadingHTTPServer, "process_request", lambda *_: None)  # takes the connection, says nothing
-    with pytest.raises(TalkError, match="cannot be reached: timed out"):
-        list(engine.chat(ASK, Sampling()))
+def test_a_silent_server_is_waited_for_only_so_long(stub: Stub) -> None:
+    engine = RemoteEngine(stub.url, "m", timeout_s=0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, says nothing
+        engine.parts = engine.parts._replace(netloc=f"127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(TalkError, match="cannot be reached: timed out"):
+            list(engine.chat(ASK, Sampling()))
 
 
 @pytest.mark.parametrize(
