@@ -22,8 +22,6 @@ import typer
 from llmpipe import console
 from llmpipe.errors import UsageError
 from llmpipe.flags import guarded
-from llmpipe.packages import refuse_without_server
-from llmpipe.talk.memory import Memory, default_path
 
 if TYPE_CHECKING:
     from llmpipe.talk.engine import Engine
@@ -67,6 +65,8 @@ def serve(
     ] = False,
 ) -> None:
     """Serve models over OpenAI's HTTP API, and a page to talk to them in."""
+    from llmpipe.packages import refuse_without_server
+
     refuse_without_server()
     if no_memory and memory:
         raise UsageError("--no-memory keeps nothing, so no memory can be named beside it")
@@ -74,12 +74,13 @@ def serve(
     given = _given_token(token_file)
     with _listening(host, port) as listening, ExitStack() as opened:
         engines = _engines(models, key_variable, opened)
-        kept = None if no_memory else opened.enter_context(Memory(memory or default_path()))
 
+        from llmpipe.talk.memory import Memory, default_path
         from llmpipe.talk.serve.app import create_app
         from llmpipe.talk.serve.connection import serve as listen
         from llmpipe.talk.serve.guard import LOOPBACK, Limits
 
+        kept = None if no_memory else opened.enter_context(Memory(memory or default_path()))
         token = given or secrets.token_urlsafe(32)
         hosts = [*LOOPBACK, _in_url(host), *(allow_host or ())]
         app = create_app(engines, memory=kept, limits=Limits(running=parallel), token=token, hosts=hosts)
