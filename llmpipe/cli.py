@@ -181,8 +181,8 @@ def generate(
     answer(model, prompts or [], file, how, count=count, plain=plain, as_json=json_output)
 
 
-memory_commands.add_to(app)
 serve_command.add_to(app)
+memory_commands.add_to(app)
 
 
 @app.command(rich_help_panel="Look")

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
@@ -20,19 +18,19 @@ from starlette.exceptions import HTTPException
 
 from llmpipe.errors import TalkError
 from llmpipe.talk.engine import Engine
+from llmpipe.talk.memory import Memory
 from llmpipe.talk.serve import openai_api, page_api
 from llmpipe.talk.serve.answers import Answers
 from llmpipe.talk.serve.guard import LOOPBACK, Guard, Limits, Refused, Signin, cookie_name
 from llmpipe.talk.serve.metrics import Metrics
 
 STATIC = Path(__file__).with_name("static")
-log = logging.getLogger("uvicorn.error")
 
 
 def create_app(
     engines: Mapping[str, Engine],
     *,
-    memory: Any | None = None,
+    memory: Memory | None,
     limits: Limits,
     token: str,
     hosts: Collection[str] = LOOPBACK,

@@ -22,7 +22,6 @@ import typer
 from llmpipe import console
 from llmpipe.errors import UsageError
 from llmpipe.flags import guarded
-from llmpipe.packages import refuse_without_server
 
 if TYPE_CHECKING:
     from llmpipe.talk.engine import Engine
@@ -53,25 +52,38 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help=f"Holds the token; else {TOKEN_VARIABLE}, else a random one is made."),
     ] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable that holds the key of a URL#MODEL.")
+    ] = None,
+    memory: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page's memory; $LLMPIPE_HOME/memory.sqlite3 if left out.")
+    ] = None,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Keep nothing of what is said.")] = False,
     parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 8,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print address, token and sign-in link as JSON once it serves.")
     ] = False,
 ) -> None:
     """Serve models over OpenAI's HTTP API, and a page to talk to them in."""
+    from llmpipe.packages import refuse_without_server
+
     refuse_without_server()
+    if no_memory and memory:
+        raise UsageError("--no-memory keeps nothing, so no memory can be named beside it")
     _refuse_exposed(host, expose=expose)
     given = _given_token(token_file)
     with _listening(host, port) as listening, ExitStack() as opened:
-        engines = _engines(models, opened)
+        engines = _engines(models, key_variable, opened)
 
+        from llmpipe.talk.memory import Memory, default_path
         from llmpipe.talk.serve.app import create_app
         from llmpipe.talk.serve.connection import serve as listen
         from llmpipe.talk.serve.guard import LOOPBACK, Limits
 
+        kept = None if no_memory else opened.enter_context(Memory(memory or default_path()))
         token = given or secrets.token_urlsafe(32)
         hosts = [*LOOPBACK, _in_url(host), *(allow_host or ())]
-        app = create_app(engines, memory=None, limits=Limits(running=parallel), token=token, hosts=hosts)
+        app = create_app(engines, memory=kept, limits=Limits(running=parallel), token=token, hosts=hosts)
         address = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
         told = {
             "address": address,
@@ -85,12 +97,12 @@ def serve(
         listen(app, listening)
 
 
-def _engines(models: list[str], opened: ExitStack) -> dict[str, Engine]:
+def _engines(models: list[str], key_variable: str | None, opened: ExitStack) -> dict[str, Engine]:
     from llmpipe.talk.opening import opened as open_engine
 
     engines: dict[str, Engine] = {}
     for model in models:
-        engine = opened.enter_context(open_engine(model))
+        engine = opened.enter_context(open_engine(model, key_variable=key_variable if "://" in model else None))
         if engine.name in engines:
             raise UsageError(f"{engine.name} is named twice", hint="leave one of them out")
         engines[engine.name] = engine

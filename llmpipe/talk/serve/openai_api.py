@@ -51,7 +51,10 @@ async def chat(request: Request) -> Response:
     messages, tools = [turn.message() for turn in asked.messages], asked.offered()
 
     def begin() -> Iterator[Piece]:
-        room = engine.context - (taken := engine.count(messages, tools))
+        try:
+            room = engine.context - (taken := engine.count(messages, tools))
+        except TalkError as failure:  # the template refuses the roles, or their order
+            raise Refused(400, str(failure), param="messages", code="invalid_value") from None
         if room < 1:
             raise _too_long(engine, taken, "messages")
         return engine.chat(messages, asked.sampling(room), tools)
@@ -66,7 +69,14 @@ async def complete(request: Request) -> Response:
     engine = engine_of(request.app.state.engines, asked.model)
 
     def begin() -> Iterator[Piece]:
-        return engine.complete(asked.text, asked.sampling(engine.context))
+        try:
+            yield from engine.complete(asked.text, asked.sampling(engine.context))
+        except TalkError:
+            # engines count conversations; a text is counted only once it is known to be in vain
+            taken = engine.count([{"role": "user", "content": asked.text}])
+            if taken >= engine.context:
+                raise _too_long(engine, taken, "prompt") from None
+            raise
 
     return await _Reply(request, asked, engine.name, begin, "text_completion").response()
 
