@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmpipe import run_commands, stage_commands
+from llmpipe import memory_commands, run_commands, stage_commands, talk_commands
 from llmpipe.flags import (
     AllowCode,
     DryRun,
@@ -25,6 +25,7 @@ from llmpipe.flags import (
     guarded,
     request_of,
 )
+from llmpipe.talk.serve import command as serve_command
 
 app = typer.Typer(
     name="llmpipe",
@@ -154,6 +155,7 @@ def status(
 
 run_commands.add_to(app)
 stage_commands.add_to(app)
+talk_commands.add_to(app)
 
 
 @app.command(rich_help_panel="Talk")
@@ -177,6 +179,10 @@ def generate(
 
     how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     answer(model, prompts or [], file, how, count=count, plain=plain, as_json=json_output)
+
+
+serve_command.add_to(app)
+memory_commands.add_to(app)
 
 
 @app.command(rich_help_panel="Look")

@@ -45,6 +45,12 @@ def data(text: str) -> None:
     sys.stdout.flush()
 
 
+def part(text: str) -> None:
+    """Print a part of a result to stdout, at once and as it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def as_json(content: Any) -> None:
     """Print a result to stdout as one JSON document."""
     data(json.dumps(content, ensure_ascii=False, indent=2))

@@ -98,6 +98,18 @@ def refuse_without_datatrove(steps: Sequence[Step]) -> None:
         raise UsageError(problem, hint="pip install 'llmpipe[datatrove]'")
 
 
+def refuse_without_server() -> None:
+    """Refuse to serve where what speaks HTTP is missing.
+
+    Raises:
+        UsageError: with what to install.
+    """
+    missing = [name for name in ("fastapi", "uvicorn") if not is_there(name)]
+    if missing:
+        problem = f"serve needs the package {missing[0]}, which is not installed"
+        raise UsageError(problem, hint="pip install 'llmpipe[serve]'")
+
+
 def is_there(module: str) -> bool:
     """Tell whether a module can be imported, without importing it."""
     try:

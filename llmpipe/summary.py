@@ -295,4 +295,6 @@ def next_commands(run_dir: Path, manifests: dict[str, Manifest]) -> list[tuple[s
     if models:
         folder = "adapter" if (run_dir / models[-1] / "adapter").is_dir() else "model"
         commands.insert(0, ("model", f"{shown}/{models[-1]}/{folder}"))
+    if any(manifest.kind in MAKE_MODELS for manifest in manifests.values()):
+        commands.insert(-2, ("talk", f"llmpipe chat {shown}"))
     return commands

@@ -1,0 +1,55 @@
+"""What a chat leaves for training: conversations that `sft` reads, and preferences that `reward` reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmpipe.artifact import cannot_write
+from llmpipe.errors import Problem, TalkError
+from llmpipe.talk.engine import Message
+
+
+def conversation(messages: Sequence[Message]) -> dict[str, Any]:
+    """Return a conversation as a row of messages, less a question without an answer.
+
+    Raises:
+        TalkError: nothing was answered.
+    """
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    if not turns:
+        raise TalkError("there is no answer to save yet", hint="say something first")
+    return {"messages": turns}
+
+
+def preference(prompt: Sequence[Message], *, better: str, worse: str) -> dict[str, Any]:
+    """Return two answers to one prompt as a row of preferences."""
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+    return {"prompt": turns, "chosen": _answer(better), "rejected": _answer(worse)}
+
+
+def _answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a file of JSON lines, which is made where there is none.
+
+    Raises:
+        LlmpipeError: it is named otherwise, or cannot be written.
+    """
+    if path.suffix != ".jsonl":
+        raise TalkError(Problem("is no name for JSON lines", where=str(path)), hint=f"{path.with_suffix('.jsonl')}")
+    line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    try:
+        with path.open("a+b") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # whoever wrote last left the line open
+            file.write(line)
+    except OSError as error:
+        raise cannot_write(error, path) from error

@@ -1,0 +1,171 @@
+"""serve: models behind OpenAI's HTTP API and a page to talk to them in.
+
+llmpipe serve runs/quickstart
+llmpipe serve runs/quickstart:base runs/quickstart:ppo --port 0
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import secrets
+import shlex
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmpipe import console
+from llmpipe.errors import UsageError
+from llmpipe.flags import guarded
+
+if TYPE_CHECKING:
+    from llmpipe.talk.engine import Engine
+
+TOKEN_VARIABLE = "LLMPIPE_TOKEN"
+SHORTEST_TOKEN = 16
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Talk")(guarded(serve))
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="RUN (its last model), RUN:STAGE, a folder, FILE.gguf, hub:ID or URL#MODEL."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    expose: Annotated[bool, typer.Option("--expose", help="Let --host be an address that others can reach.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another name that the server is called by.")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help=f"Holds the token; else {TOKEN_VARIABLE}, else a random one is made."),
+    ] = None,
+    key_variable: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Environment variable that holds the key of a URL#MODEL.")
+    ] = None,
+    memory: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page's memory; $LLMPIPE_HOME/memory.sqlite3 if left out.")
+    ] = None,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Keep nothing of what is said.")] = False,
+    parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 8,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print address, token and sign-in link as JSON once it serves.")
+    ] = False,
+) -> None:
+    """Serve models over OpenAI's HTTP API, and a page to talk to them in."""
+    from llmpipe.packages import refuse_without_server
+
+    refuse_without_server()
+    if no_memory and memory:
+        raise UsageError("--no-memory keeps nothing, so no memory can be named beside it")
+    _refuse_exposed(host, expose=expose)
+    given = _given_token(token_file)
+    with _listening(host, port) as listening, ExitStack() as opened:
+        engines = _engines(models, key_variable, opened)
+
+        from llmpipe.talk.memory import Memory, default_path
+        from llmpipe.talk.serve.app import create_app
+        from llmpipe.talk.serve.connection import serve as listen
+        from llmpipe.talk.serve.guard import LOOPBACK, Limits
+
+        kept = None if no_memory else opened.enter_context(Memory(memory or default_path()))
+        token = given or secrets.token_urlsafe(32)
+        hosts = [*LOOPBACK, _in_url(host), *(allow_host or ())]
+        app = create_app(engines, memory=kept, limits=Limits(running=parallel), token=token, hosts=hosts)
+        address = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
+        told = {
+            "address": address,
+            "models": list(engines),
+            "signin": f"{address}/signin?code={app.state.signin.code()}",
+        }
+        if json_output:
+            console.data(json.dumps(told | {"token": token}))
+        else:
+            _tell(told, None if given else token)
+        listen(app, listening)
+
+
+def _engines(models: list[str], key_variable: str | None, opened: ExitStack) -> dict[str, Engine]:
+    from llmpipe.talk.opening import opened as open_engine
+
+    engines: dict[str, Engine] = {}
+    for model in models:
+        engine = opened.enter_context(open_engine(model, key_variable=key_variable if "://" in model else None))
+        if engine.name in engines:
+            raise UsageError(f"{engine.name} is named twice", hint="leave one of them out")
+        engines[engine.name] = engine
+    return engines
+
+
+def _refuse_exposed(host: str, *, expose: bool) -> None:
+    try:
+        is_loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if not is_loopback and not expose:
+        raise UsageError(
+            f"--host {host} lets other machines reach the server, over HTTP that anyone on the way can read",
+            hint="leave --host out and come through ssh -L or a TLS proxy; or add --expose",
+        )
+
+
+def _given_token(file: Path | None) -> str | None:
+    """Read the token from its file, or from the environment."""
+    if file is None:
+        where, token = TOKEN_VARIABLE, os.environ.get(TOKEN_VARIABLE)
+    else:
+        try:
+            where, token = str(file), file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as failure:
+            raise UsageError(f"--token-file {file} cannot be read: {failure}") from None
+    if token is None:
+        return None
+    token = token.strip()
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(
+            f"the token of {where} is not {SHORTEST_TOKEN} or more ASCII characters without spaces",
+            hint="make one: openssl rand -hex 32",
+        )
+    return token
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Take the port before models are loaded, which takes longer."""
+    host = host.strip("[]")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as failure:
+        reason = failure.strerror or str(failure)
+        raise UsageError(f"cannot listen on {host}, port {port}: {reason}", hint="--port 0 takes a free one") from None
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _tell(told: Mapping[str, Any], token: str | None) -> None:
+    """Say where the server is and how to call it; a token is shown only where it was made here."""
+    console.say(f"{', '.join(told['models'])} at {told['address']}")
+    console.say(f"  page, for the first who opens it: {told['signin']}")
+    if token:
+        console.say(f"  token: {token}")
+    body = json.dumps({"model": told["models"][0], "messages": [{"role": "user", "content": "Tell me a story."}]})
+    shown = token or f"${TOKEN_VARIABLE}"
+    console.say(
+        f'  curl {told["address"]}/v1/chat/completions -H "Authorization: Bearer {shown}" '
+        f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    )
+    console.say("  Ctrl-C ends it", style="dim")

@@ -1,0 +1,174 @@
+"""One turn of the page: a question, and the answers of one model or of several side by side.
+
+The models answer at once, each in a thread of its own, and their pieces go out as one stream. A message that is kept
+has, under `page`, what the page needs to show it again; no model is sent that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmpipe.errors import LlmpipeError, TalkError
+from llmpipe.talk.attachments import Attachment, with_files
+from llmpipe.talk.engine import Engine, Message, Piece, Sampling
+from llmpipe.talk.memory import Memory
+from llmpipe.talk.serve.answers import Answers
+from llmpipe.talk.session import answer_tokens, without_oldest
+from llmpipe.talk.window import fitted
+
+Event = dict[str, Any]
+log = logging.getLogger("uvicorn.error")
+STOPPED_WITHIN_S = 5.0
+SENT = ("role", "content", "name", "tool_calls", "tool_call_id")
+
+
+@dataclass
+class Turn:
+    """A question and its answers so far, by model; `conversation` and `id` of the question are None where unkept."""
+
+    engines: Mapping[str, Engine]
+    memory: Memory | None
+    conversation: int | None
+    question: Message
+    history: Sequence[Message] = ()
+    how: Sampling = field(default_factory=Sampling)
+    id: int | None = None
+    is_first: bool = False
+    is_kept: bool = False
+    said: dict[str, str] = field(default_factory=dict)
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+_under_way: dict[tuple[Path, int], Turn] = {}
+
+
+def told(error: Exception) -> str:
+    """Return an error as one line for the page."""
+    if not isinstance(error, LlmpipeError):
+        return "the server failed; its log says why"
+    return "; ".join(filter(None, [str(error), error.hint]))
+
+
+def asked(text: str, files: Sequence[Attachment]) -> Message:
+    """Return the question with its files as a message."""
+    message: Message = {"role": "user", "content": with_files(text, files)}
+    return message | {"page": {"text": text, "files": [file.name for file in files]}} if files else message
+
+
+def begun(
+    engines: Mapping[str, Engine],
+    memory: Memory | None,
+    conversation: int | None,
+    question: Message,
+    *,
+    history: Sequence[Message] = (),
+) -> Turn:
+    """Keep a question, in a new conversation if it is in none yet, and return the turn.
+
+    Raises:
+        TalkError: there is no such conversation, or its last answer is not over.
+    """
+    turn = Turn(engines, memory, conversation, question, history)
+    if memory is None:
+        turn.conversation = None
+        return turn
+    key = (memory.path, conversation or 0)
+    before = _under_way.get(key)
+    if before and not before.done.wait(STOPPED_WITHIN_S):  # one that was stopped is kept in a moment
+        raise TalkError("this conversation is being answered", hint="wait for the answer, or stop it")
+    turn.is_first = conversation is None
+    kept = memory.begin(next(iter(engines))) if conversation is None else conversation
+    turn.conversation, turn.id = kept, memory.add(kept, question)
+    if turn.is_first and (shown := question.get("page")):  # else the title would be the file's first words
+        memory.rename(kept, shown["text"].strip() or ", ".join(shown["files"]))
+    _under_way[memory.path, kept] = turn
+    return turn
+
+
+async def stream(turn: Turn, answers: Answers) -> AsyncIterator[str]:
+    """Answer, as JSON lines; closing it stops all models, and what they said is kept."""
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_answer(turn, name, answers, events)) for name in turn.engines]
+    ended = asyncio.gather(*tasks, return_exceptions=True)
+    ended.add_done_callback(lambda _: events.put_nowait(None))
+    try:
+        yield _line({"conversation": turn.conversation, "content": turn.question["content"]})
+        while (event := await events.get()) is not None:
+            yield _line(event)
+        yield _line(await asyncio.to_thread(_keep, turn))
+    finally:
+        for task in tasks:
+            task.cancel()
+        _keep(turn)
+
+
+def _line(event: Event) -> str:
+    return json.dumps(event) + "\n"
+
+
+async def _answer(turn: Turn, name: str, answers: Answers, events: asyncio.Queue[Event | None]) -> None:
+    """Let one model answer until it ends, fails or is stopped."""
+    begun_s = time.monotonic()
+    try:
+        async with aclosing(answers.of(lambda: _pieces(turn, name))) as pieces:
+            async for piece in pieces:
+                if piece.text:
+                    turn.said[name] = turn.said.get(name, "") + piece.text
+                    events.put_nowait({"model": name, "text": piece.text})
+                if piece.finish:
+                    tokens = piece.usage.answer_tokens if piece.usage else None
+                    took_s = round(time.monotonic() - begun_s, 2)
+                    events.put_nowait({"model": name, "finish": piece.finish, "tokens": tokens, "took_s": took_s})
+    except Exception as error:
+        events.put_nowait({"model": name, "error": told(error)})
+        if not isinstance(error, LlmpipeError):
+            log.exception("an answer of %s failed", name)
+
+
+def _pieces(turn: Turn, name: str) -> Iterator[Piece]:
+    """Ask a model; one that knows no turns goes on with the text of the question alone."""
+    engine = turn.engines[name]
+    if not engine.chats:
+        return engine.complete(str(turn.question["content"]), turn.how)
+    if turn.memory is None or turn.conversation is None:
+        messages, _ = without_oldest(engine, None, [*turn.history, turn.question], turn.how)
+    else:
+        room = answer_tokens(engine, turn.how, [turn.question])
+        messages = fitted(engine, turn.memory, turn.conversation, None, answer_tokens=room).messages
+    return engine.chat([{key: one[key] for key in SENT if key in one} for one in messages], turn.how)
+
+
+def _keep(turn: Turn) -> Event:
+    """Keep the answers as one message, with the first as its text; a question without any is taken back. Once only."""
+    if turn.is_kept:
+        return {}
+    turn.is_kept = True
+    memory, conversation = turn.memory, turn.conversation
+    if memory is None or conversation is None or turn.id is None:
+        return {"message": None}
+    try:
+        answers = [{"model": name, "text": turn.said[name]} for name in turn.engines if turn.said.get(name)]
+        if answers:
+            page = {"answers": answers}
+            message = {"role": "assistant", "content": answers[0]["text"], "page": page}
+            return {"message": memory.add(conversation, message)}
+        if turn.is_first:
+            memory.delete(conversation)
+        else:
+            memory.take_back(conversation, turn.id)
+        return {"message": None, "taken_back": True, "conversation": None if turn.is_first else conversation}
+    except TalkError as error:
+        return {"error": told(error)}
+    finally:
+        turn.done.set()
+        if _under_way.get((memory.path, conversation)) is turn:
+            del _under_way[memory.path, conversation]
