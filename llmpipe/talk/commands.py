@@ -13,7 +13,8 @@ from rich.text import Text
 from llmpipe import console
 from llmpipe.errors import LlmpipeError, TalkError, did_you_mean
 from llmpipe.talk import attachments, kept
-from llmpipe.talk.session import MODES, NOT_YET, Piece
+from llmpipe.talk.engine import Piece
+from llmpipe.talk.session import MODES, NOT_YET
 
 if TYPE_CHECKING:
     from llmpipe.talk.memory import Memory
