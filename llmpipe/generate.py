@@ -16,14 +16,12 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmpipe import console, yaml_tree
-from llmpipe.artifact import read_manifest
+from llmpipe import console
 from llmpipe.data.preferences import Prompt
 from llmpipe.data.sources import read_prompts
 from llmpipe.errors import UsageError
-from llmpipe.inspection import found
+from llmpipe.inspection import found, last_model
 from llmpipe.settings import PathSource
-from llmpipe.summary import MAKE_MODELS
 
 if TYPE_CHECKING:
     from llmpipe.evaluation.generate import Told
@@ -44,7 +42,7 @@ def generate(
     if texts and file is not None:
         raise UsageError("prompts come from arguments or from a file; leave one of them out")
     said: list[str] = []
-    with found(_last_model(model), lambda event: said.append(event.get("text", ""))) as (source, ctx):
+    with found(last_model(model), lambda event: said.append(event.get("text", ""))) as (source, ctx):
         asked: list[str | Prompt] = [*texts]
         if file is not None:
             asked = [prompt for _, prompt in read_prompts([PathSource(path=str(file))], ctx)]
@@ -61,24 +59,6 @@ def generate(
         console.say(f"  {line}")
     for prompt, told in zip(asked, answers, strict=True):
         show(prompt, told, as_json=as_json, is_alone=len(asked) == 1)
-
-
-def _last_model(model: str) -> str:
-    """Read the name of a run as that of its last stage that made a language model, and say which one that is."""
-    run = Path(model)
-    if not (run / "recipe.yaml").is_file():
-        return model
-    data = yaml_tree.read(run / "recipe.yaml").data
-    stages = data.get("stages") if isinstance(data, dict) else None
-    done = [
-        name
-        for name in (stages if isinstance(stages, dict) else ())
-        if (manifest := read_manifest(run / name)) and manifest.kind in MAKE_MODELS
-    ]
-    if not done:
-        raise UsageError(f"{model} has no language model yet", hint=f"llmpipe run {model}")
-    console.say(f"  {model}: its last model, {done[-1]}", style="dim")
-    return f"{model}:{done[-1]}"
 
 
 def _stdin(model: str) -> Sequence[str]:

@@ -15,12 +15,13 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmpipe import console
-from llmpipe.artifact import StepRecord, write_text
+from llmpipe import console, yaml_tree
+from llmpipe.artifact import StepRecord, read_manifest, write_text
 from llmpipe.context import Context, Event
 from llmpipe.errors import Problem, UsageError
 from llmpipe.export import model_of
 from llmpipe.settings import AnySource, GgufSource, HubSource, PathSource, StageSource
+from llmpipe.summary import MAKE_MODELS
 
 if TYPE_CHECKING:
     from llmpipe.evaluation.attention import Look
@@ -80,6 +81,28 @@ def found(model: str, emit: Callable[[Event], None] = lambda _: None) -> Iterato
             name="inspect", kind="inspect", stage_version=1, fingerprint="", seed=0, settings={}, inputs=[]
         )
         yield source, Context(run_dir=Path(folder), step=step, emit=emit)
+
+
+def last_model(model: str) -> str:
+    """Read the name of a run as that of its last stage that made a language model, and say which one that is.
+
+    Raises:
+        UsageError: the run has none yet.
+    """
+    run = Path(model)
+    if not (run / "recipe.yaml").is_file():
+        return model
+    data = yaml_tree.read(run / "recipe.yaml").data
+    stages = data.get("stages") if isinstance(data, dict) else None
+    done = [
+        name
+        for name in (stages if isinstance(stages, dict) else ())
+        if (manifest := read_manifest(run / name)) and manifest.kind in MAKE_MODELS
+    ]
+    if not done:
+        raise UsageError(f"{model} has no language model yet", hint=f"llmpipe run {model}")
+    console.say(f"  {model}: its last model, {done[-1]}", style="dim")
+    return f"{model}:{done[-1]}"
 
 
 def _stage(model: str) -> tuple[Path, str] | None:
