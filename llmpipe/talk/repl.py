@@ -85,12 +85,10 @@ class Chat:
             console.say("  cut off: --max-new-tokens or the context is full", style="dim")
 
     def other(self, name: str) -> Engine:
-        """Open another model, once: a stage of the same run, or whatever names one."""
+        """Open another model, once: a stage of the same run, or what has a colon or a slash in its name."""
         run = self.run()
-        if run is not None and (run / name).is_dir():
+        if run is not None and ":" not in name and "/" not in name:
             name = f"{run}:{name}"
-        elif run is not None and ":" not in name and "/" not in name:
-            name = f"{run}:{name}"  # no such stage, which the error then says
         if name not in self.others:
             self.others[name] = self.open(name)
         return self.others[name]
