@@ -36,17 +36,29 @@ def commands_page() -> str:
     panels: dict[str, list[CommandInfo]] = {}
     shared = _shared()
     parts += ["## Flags that many commands take", table(("flag", "meaning"), sorted(shared))]
-    for command in app.registered_commands:
+    for command in commands():
         panels.setdefault(str(command.rich_help_panel or "More"), []).append(command)
-    for panel, commands in panels.items():
+    for panel, shown in panels.items():
         parts.append(f"## {PANELS.get(panel, panel)}")
-        of_stages = [command for command in commands if name_of(command) in STAGES]
+        of_stages = [command for command in shown if name_of(command) in STAGES]
         if of_stages:
             parts += [*_stages(), *_parameters(of_stages[0], shared)]
-        for command in commands:
+        for command in shown:
             if command not in of_stages:
                 parts += [f"### {name_of(command)}", _told(command), *_parameters(command, shared)]
     return "\n\n".join(parts) + "\n"
+
+
+def commands() -> list[CommandInfo]:
+    """Return all commands; those of a group have its name before theirs, and its panel."""
+    found = list(app.registered_commands)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        for command in group.typer_instance.registered_commands:
+            named = CommandInfo(f"{group.name} {name_of(command)}", callback=command.callback, help=command.help)
+            named.rich_help_panel = str(group.rich_help_panel)
+            found.append(named)
+    return found
 
 
 def name_of(command: CommandInfo) -> str:
@@ -72,10 +84,8 @@ def _stages() -> Iterator[str]:
 
 def _shared() -> set[tuple[str, str]]:
     """Find the flags that several commands have in common, to tell them once; those of all stages count as one's."""
-    commands = {
-        "a stage" if (name := name_of(command)) in STAGES else name: command for command in app.registered_commands
-    }
-    counted = Counter(row for command in commands.values() for row in _rows(command) if row[0].startswith("`-"))
+    named = {"a stage" if (name := name_of(command)) in STAGES else name: command for command in commands()}
+    counted = Counter(row for command in named.values() for row in _rows(command) if row[0].startswith("`-"))
     return {row for row, number in counted.items() if number >= MANY}
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmpipe import run_commands, stage_commands, talk_commands
+from llmpipe import memory_commands, run_commands, stage_commands, talk_commands
 from llmpipe.flags import (
     AllowCode,
     DryRun,
@@ -178,6 +178,9 @@ def generate(
 
     how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     answer(model, prompts or [], file, how, count=count, plain=plain, as_json=json_output)
+
+
+memory_commands.add_to(app)
 
 
 @app.command(rich_help_panel="Look")

@@ -225,6 +225,13 @@ class Memory:
         self._file.wipe()
         return gone
 
+    def forget_all(self) -> int:
+        """Delete all facts and return how many there were."""
+        with self._file.writing() as file:
+            count = file.execute("DELETE FROM fact").rowcount
+        self._file.wipe()
+        return count
+
     # ---- Summaries, export --------------------------------------------------------------------
 
     def summary(self, conversation: int) -> Summary | None:

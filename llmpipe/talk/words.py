@@ -57,3 +57,11 @@ def line_of(text: str, *, chars: int = TITLE_CHARS) -> str:
     """Return a text as one line, cut where it is longer."""
     line = plain(" ".join(text.split()))
     return line if len(line) <= chars else line[: chars - 1].rstrip() + "…"
+
+
+def excerpt(text: str, query: str, *, chars: int = 80) -> str:
+    """Return a line of a text, from shortly before the first word that it shares with a query."""
+    line = " ".join(text.split())
+    places = [line.lower().find(word.lower()) for word in query.split()]
+    start = max(0, min((place for place in places if place >= 0), default=0) - chars // 4)
+    return line_of(f"…{line[start:]}" if start else line, chars=chars)

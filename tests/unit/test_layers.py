@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -14,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "llmpipe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
-    {"stage_commands", "run_commands", "talk_commands"},
+    {"stage_commands", "run_commands", "memory_commands", "talk_commands"},
     {"flags"},
     {"pipeline"},
     {"calibrate", "prefetch", "talk"},
@@ -96,14 +97,23 @@ def test_text_files_are_opened_with_their_encoding(path: Path) -> None:
                 assert any(keyword.arg == "encoding" for keyword in node.keywords), f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("arguments", [["plan", "quickstart"], ["--help"], ["options", "sft"], ["schema"]])
+@pytest.mark.parametrize(
+    "arguments", [["plan", "quickstart"], ["--help"], ["options", "sft"], ["schema"], ["memory", "list"]]
+)
 def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     code = (
         "import sys; from llmpipe.cli import app\n"
         f"try: app({arguments!r})\nexcept SystemExit as end: assert not end.code, end.code\n"
         f"loaded = sorted({HEAVY!r} & set(sys.modules)); assert not loaded, loaded"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"LLMPIPE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr
 
 
