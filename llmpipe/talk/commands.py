@@ -79,7 +79,7 @@ def _help(_: Chat, __: str) -> None:
             console.say(f"  {usage}", style="bold")
             console.say(_indented(told))
     console.say("  Alt-Enter, or \\ at the end: a new line", style="dim")
-    console.say("  Ctrl-C: stop an answer, or clear the line", style="dim")
+    console.say("  Ctrl-C: stop an answer, clear the line", style="dim")
     console.say("  Ctrl-D: leave", style="dim")
 
 

