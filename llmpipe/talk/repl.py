@@ -43,11 +43,11 @@ class Wanted:
 
 @dataclass
 class Chat:
-    """What the commands work on: the session, how other models are opened, how a question is put to the user."""
+    """What the commands work on: the session, how other models are loaded, how a question is put to the user."""
 
     session: Session
     model: str
-    open: Callable[[str], Engine]
+    load: Callable[[str], Engine]
     ask: Callable[[str], str]
     attached: list[Attachment] = field(default_factory=list)
     compared: commands.Compared | None = None
@@ -90,7 +90,7 @@ class Chat:
         if run is not None and ":" not in name and "/" not in name:
             name = f"{run}:{name}"
         if name not in self.others:
-            self.others[name] = self.open(name)
+            self.others[name] = self.load(name)
         return self.others[name]
 
     def run(self) -> Path | None:
