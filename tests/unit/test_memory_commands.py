@@ -81,7 +81,7 @@ def test_facts_and_forget() -> None:
     assert ran("forget", "1") == (1, "", "there is no fact 1\n\nhint: llmpipe memory facts shows those there are\n")
     assert kept()[1] == [2]
     assert told("forget", "--all", "--yes") == {"forgotten": 1}
-    assert ran("facts") == (0, "", "no fact is kept; in a chat, /memory TEXT keeps one\n")
+    assert ran("facts") == (0, "", "no fact is kept; in a chat, /memory remember TEXT keeps one\n")
 
 
 def test_delete() -> None:
