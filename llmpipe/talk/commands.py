@@ -13,7 +13,8 @@ from rich.text import Text
 from llmpipe import console
 from llmpipe.errors import LlmpipeError, TalkError, did_you_mean
 from llmpipe.talk import attachments, kept
-from llmpipe.talk.session import MODES, NOT_YET, Piece
+from llmpipe.talk.engine import Piece
+from llmpipe.talk.session import MODES, NOT_YET
 
 if TYPE_CHECKING:
     from llmpipe.talk.memory import Memory
@@ -77,8 +78,9 @@ def _help(_: Chat, __: str) -> None:
         for usage, told in rows:
             console.say(f"  {usage}", style="bold")
             console.say(_indented(told))
-    console.say("  Alt-Enter, or \\ at the end of a line: go on in the next line", style="dim")
-    console.say("  Ctrl-C: stop an answer, clear the line    Ctrl-D: leave", style="dim")
+    console.say("  Alt-Enter, or \\ at the end: a new line", style="dim")
+    console.say("  Ctrl-C: stop an answer, clear the line", style="dim")
+    console.say("  Ctrl-D: leave", style="dim")
 
 
 def _indented(text: str) -> str:
@@ -172,7 +174,8 @@ def _compare(chat: Chat, name: str) -> None:
     other = chat.other(name)
     with console.err.status(f"{name} answers"):
         parts = [part.text for part in chat.session.asked_of(other) if isinstance(part, Piece)]
-    answers = ((f"1  {chat.session.engine.name}", chat.session.answer), (f"2  {other.name}", "".join(parts)))
+    names = [engine.name.rpartition(":")[2] for engine in (chat.session.engine, other)]
+    answers = ((f"1  {names[0]}", chat.session.answer), (f"2  {names[1]}", "".join(parts)))
     chat.compared = Compared(chat.session.messages[:-1], answers)
     _show_compared(answers)
     console.say("  /rank says which is better", style="dim")
@@ -239,12 +242,12 @@ COMMANDS = {
     "/system": Command(_system, "[TEXT | off]", "say how the model is to be, or show it"),
     "/mode": Command(_mode, "[NAME]", "how answers are made"),
     "/tools": Command(_tools, "", "what the model may use"),
-    "/attach": Command(_attach, "[FILE]", f"send a text file along: {attachments.KNOWN}"),
+    "/attach": Command(_attach, "[FILE]", f"send a file along: {attachments.KNOWN}"),
     "/memory": Command(_memory, "[WORDS | remember TEXT]", "show facts, search what was said, keep a fact"),
     "/forget": Command(_forget, "N | this", "delete a fact, or this conversation"),
-    "/compare": Command(_compare, "STAGE", "have another stage answer the last question, too"),
-    "/rank": Command(_rank, "[FILE]", "say which answer is better; kept as data for reward"),
-    "/save": Command(_save, "FILE", "append the conversation to JSON lines that sft reads"),
+    "/compare": Command(_compare, "STAGE", "have another stage answer it, too"),
+    "/rank": Command(_rank, "[FILE]", "say which answer is better, for reward"),
+    "/save": Command(_save, "FILE", "append the conversation, for sft"),
     "/retry": Command(_retry, "", "answer the last question again"),
     "/undo": Command(_undo, "", "take the last question and its answer back"),
     "/help": Command(_help, "", "this list"),

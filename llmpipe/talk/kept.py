@@ -48,8 +48,9 @@ def append(path: Path, row: dict[str, Any]) -> None:
     line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
     try:
         with path.open("a+b") as file:
-            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                line = b"\n" + line  # whoever wrote last left the line open
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else b"\n" + line  # whoever wrote last left the line open
             file.write(line)
     except OSError as error:
         raise cannot_write(error, path) from error

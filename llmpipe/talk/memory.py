@@ -199,7 +199,7 @@ class Memory:
         """
         text = plain(" ".join(text.split()))
         if not text:
-            raise TalkError("there is nothing to remember", hint="/memory My cat is called Miso.")
+            raise TalkError("there is nothing to remember", hint="/memory remember My cat is called Miso.")
         with self._file.writing() as file:
             if known := file.execute("SELECT id FROM fact WHERE content = ?", (text,)).fetchone():
                 return int(known[0])

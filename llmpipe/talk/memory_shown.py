@@ -76,7 +76,7 @@ def show_facts(*, as_json: bool) -> None:
     if as_json:
         console.as_json({"facts": [asdict(fact) for fact in facts]})
     elif not facts:
-        console.say("no fact is kept; in a chat, /memory TEXT keeps one")
+        console.say("no fact is kept; in a chat, /memory remember TEXT keeps one")
     else:
         rows = [(str(fact.id), _minute(fact.when), fact.text) for fact in facts]
         console.show(console.table(rows, right=(0,)), to_stdout=True)

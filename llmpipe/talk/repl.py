@@ -43,11 +43,11 @@ class Wanted:
 
 @dataclass
 class Chat:
-    """What the commands work on: the session, how other models are opened, how a question is put to the user."""
+    """What the commands work on: the session, how other models are loaded, how a question is put to the user."""
 
     session: Session
     model: str
-    open: Callable[[str], Engine]
+    load: Callable[[str], Engine]
     ask: Callable[[str], str]
     attached: list[Attachment] = field(default_factory=list)
     compared: commands.Compared | None = None
@@ -85,14 +85,12 @@ class Chat:
             console.say("  cut off: --max-new-tokens or the context is full", style="dim")
 
     def other(self, name: str) -> Engine:
-        """Open another model, once: a stage of the same run, or whatever names one."""
+        """Open another model, once: a stage of the same run, or what has a colon or a slash in its name."""
         run = self.run()
-        if run is not None and (run / name).is_dir():
+        if run is not None and ":" not in name and "/" not in name:
             name = f"{run}:{name}"
-        elif run is not None and ":" not in name and "/" not in name:
-            name = f"{run}:{name}"  # no such stage, which the error then says
         if name not in self.others:
-            self.others[name] = self.open(name)
+            self.others[name] = self.load(name)
         return self.others[name]
 
     def run(self) -> Path | None:

@@ -22,7 +22,7 @@ class Screen:
         self.console = console
         self._column = 0
         self._gap = ""  # spaces between the last word and the next
-        self._word = Text()
+        self._word: list[tuple[str, str]] = []  # parts with their styles
         self._marks = ""  # a run of * or ` that may get longer
         self._is_bold = self._is_code = self._is_fenced = self._is_fence_line = False
         self._begins = True  # nothing but spaces on this line yet
@@ -56,9 +56,15 @@ class Screen:
         wide = cell_len(char) > 1  # scripts that put no spaces between their words break anywhere
         if wide:
             self._flush()
-        self._word.append(char, style=self._style())
+        self._put(char, self._style())
         if wide:
             self._flush()
+
+    def _put(self, text: str, style: str) -> None:
+        """Lengthen the word, by as few parts as there are styles."""
+        if self._word and self._word[-1][1] == style:
+            text = self._word.pop()[0] + text
+        self._word.append((text, style))
 
     def _style(self) -> str:
         if self._is_fence_line:
@@ -79,20 +85,21 @@ class Screen:
         elif marks == "**" and not self._is_code and (self._is_bold or not before.isspace()):
             self._is_bold, style = not self._is_bold, "bold"
         self._begins = False
-        self._word.append(marks, style=style)
+        self._put(marks, style)
 
     def _flush(self) -> None:
         """Print the word that was begun, on a new line if it does not fit on this one; code is left as it is."""
         if not self._word:
             return
-        width = cell_len(self._word.plain)
+        word = Text.assemble(*self._word)
+        width = cell_len(word.plain)
         is_code = self._is_fenced or self._is_fence_line
         if self._column and not is_code and self._column + len(self._gap) + width > self.console.width:
             self.console.print()
             self._column, self._gap = 0, ""
-        self.console.print(Text.assemble(self._gap, self._word), end="", soft_wrap=True)
+        self.console.print(Text.assemble(self._gap, word), end="", soft_wrap=True)
         self._column += len(self._gap) + width
-        self._gap, self._word = "", Text()
+        self._gap, self._word = "", []
 
     def _break(self) -> None:
         self._flush()

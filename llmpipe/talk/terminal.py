@@ -34,6 +34,7 @@ def converse(session: Session, wanted: Wanted, load: Callable[[str], Engine]) ->
         complete_while_typing=False,
         prompt_continuation="  ",
     )
+    console.err.soft_wrap = False  # people read it, no script does: lines end between words
     _greet(session)
     while True:
         console.say("")

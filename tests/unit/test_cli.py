@@ -16,7 +16,11 @@ from llmpipe.cli import app
 from llmpipe.plan import make_plan
 from llmpipe.recipe import load
 
-COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
+GROUPS = {
+    name: [f"{name} {part}" for part in command.commands] if hasattr(command, "commands") else [name]
+    for name, command in get_command(app).commands.items()  # type: ignore[attr-defined]
+}
+COMMANDS = sorted(name for names in GROUPS.values() for name in names)
 RECIPE = """\
 name: x
 stages:
@@ -45,7 +49,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_json(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = call(monkeypatch, command, "--help")
+    done = call(monkeypatch, *command.split(), "--help")
     assert done.exit_code == 0
     assert "--json" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from llmpipe.cli import app
+from llmpipe import memory_commands
 from llmpipe.talk import memory_shown
 from llmpipe.talk.memory import Memory, default_path
+
+APP = typer.Typer()  # without the other commands, which take Typer longer than the test
+memory_commands.add_to(APP)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ran(*words: str) -> tuple[int, str, str]:
-    done = CliRunner().invoke(app, ["memory", *words])
+    done = CliRunner().invoke(APP, ["memory", *words])
     return done.exit_code, done.stdout, done.stderr
 
 
@@ -77,7 +81,7 @@ def test_facts_and_forget() -> None:
     assert ran("forget", "1") == (1, "", "there is no fact 1\n\nhint: llmpipe memory facts shows those there are\n")
     assert kept()[1] == [2]
     assert told("forget", "--all", "--yes") == {"forgotten": 1}
-    assert ran("facts") == (0, "", "no fact is kept; in a chat, /memory TEXT keeps one\n")
+    assert ran("facts") == (0, "", "no fact is kept; in a chat, /memory remember TEXT keeps one\n")
 
 
 def test_delete() -> None:
