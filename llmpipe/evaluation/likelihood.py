@@ -8,13 +8,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 Pair = tuple[list[int], list[int]]
 """What comes before, at least one token, and what is scored."""
+Key = tuple[tuple[int, ...], tuple[int, ...]]
+"""A pair, cut to what the model sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +72,49 @@ def log_likelihoods(
 ) -> list[Likelihood]:
     """Score pairs, each cut on the left to what the model sees; equal ones are looked at once.
 
-    Pairs of like length share a batch of `batch_tokens` tokens at most. What is scored may not be longer than `window`.
+    Pairs of like length share a batch of `batch_tokens` tokens at most, and pairs that begin alike share what the model
+    makes of their beginning. What is scored may not be longer than `window`.
     """
     most = batch_tokens or (2048 if model.device.type == "cpu" else 16384)
     keys = [(tuple(before[-max(1, window + 1 - len(after)) :]), tuple(after)) for before, after in pairs]
-    waiting = sorted(dict.fromkeys(keys), key=lambda pair: (-len(pair[0]) - len(pair[1]), pair))
-    found: dict[tuple[tuple[int, ...], tuple[int, ...]], Likelihood] = {}
-    while waiting:
-        size = max(1, most // (len(waiting[0][0]) + len(waiting[0][1]) - 1))
-        batch, waiting = waiting[:size], waiting[size:]
-        found |= zip(batch, _scored(model, batch), strict=True)
+    # the choices of a question lie side by side, questions by length
+    waiting = sorted(dict.fromkeys(keys), key=lambda pair: (-len(pair[0]), pair[0], -len(pair[1]), pair[1]))
+    can_share = _can_share(model)
+    found: dict[Key, Likelihood] = {}
+    for batch in _batches(waiting, most):
+        found |= zip(batch, _scored(model, batch, can_share=can_share), strict=True)
     return [found[key] for key in keys]
 
 
-def _scored(model: PreTrainedModel, batch: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Likelihood]:
+def _batches(pairs: Sequence[Key], most: int) -> Iterator[list[Key]]:
+    """Cut pairs into batches of `most` tokens, padding included; a longer pair is a batch of its own."""
+    batch: list[Key] = []
+    longest = 0
+    for before, after in pairs:
+        longest = max(longest, len(before) + len(after) - 1)
+        if batch and longest * (len(batch) + 1) > most:
+            yield batch
+            batch, longest = [], len(before) + len(after) - 1
+        batch.append((before, after))
+    if batch:
+        yield batch
+
+
+def _scored(model: PreTrainedModel, batch: Sequence[Key], *, can_share: bool) -> Iterator[Likelihood]:
     """Score one batch; what is padded lies to the right, where a causal model does not look."""
+    first = min(len(before) for before, _ in batch) - 1  # the first logits that are needed
+    beginnings = list(dict.fromkeys(before[:first] for before, _ in batch))
+    shared = first if can_share and len(beginnings) < len(batch) else 0
+    options: dict[str, Any] = {"use_cache": False}
+    if shared:
+        options = {"cache": _looked_at(model, beginnings, [before[:first] for before, _ in batch])}
     longest = max(len(before) + len(after) for before, after in batch) - 1
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    ids = torch.zeros(len(batch), longest - shared, dtype=torch.long)
     for row, (before, after) in enumerate(batch):
-        ids[row, : len(before) + len(after) - 1] = torch.tensor([*before, *after[:-1]])
-    first = min(len(before) for before, _ in batch) - 1
-    # the logits before `first` are needed for no row, and a vocabulary makes them the dearest part of a small model
-    keep = {"logits_to_keep": longest - first} if _takes_logits_to_keep(model) else {}
-    logits = model(input_ids=ids.to(model.device), use_cache=False, **keep).logits[:, -(longest - first) :]
+        rest = [*before, *after[:-1]][shared:]
+        ids[row, : len(rest)] = torch.tensor(rest)
+    logits = model(input_ids=ids.to(model.device), **_last(model, longest - first), **options).logits
+    logits = logits[:, -(longest - first) :]
     for row, (before, after) in enumerate(batch):
         start = len(before) - 1 - first
         log_probs = logits[row, start : start + len(after)].float().log_softmax(-1)  # (scored, vocabulary)
@@ -99,5 +123,25 @@ def _scored(model: PreTrainedModel, batch: Sequence[tuple[Sequence[int], Sequenc
         yield Likelihood(float(nats), bool((log_probs.argmax(-1) == targets).all()))
 
 
-def _takes_logits_to_keep(model: PreTrainedModel) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
+def _looked_at(model: PreTrainedModel, beginnings: list[tuple[int, ...]], rows: Sequence[tuple[int, ...]]) -> Cache:
+    """Look at beginnings of one length once each; returns their keys and values, as each row needs them."""
+    ids = torch.tensor(beginnings, device=model.device)
+    cache: Cache = model(input_ids=ids, use_cache=True, **_last(model, 1)).cache
+    place = {beginning: number for number, beginning in enumerate(beginnings)}
+    cache.batch_select_indices(torch.tensor([place[row] for row in rows], device=model.device))
+    return cache
+
+
+def _can_share(model: PreTrainedModel) -> bool:
+    """Whether all that the model keeps of a beginning are keys and values; a recurrent state takes no longer text."""
+    if "cache" not in inspect.signature(model.forward).parameters:
+        return False
+    return {type(layer) for layer in DynamicCache(config=model.config).layers} <= {
+        DynamicLayer, DynamicSlidingWindowLayer
+    }  # fmt: skip
+
+
+def _last(model: PreTrainedModel, count: int) -> dict[str, int]:
+    """Ask for the last logits only, where one can: a vocabulary makes them the dearest part of a small model."""
+    takes_it = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": count} if takes_it else {}

@@ -88,6 +88,38 @@ def test_likelihoods_are_those_of_each_pair_alone(make_model: Callable[..., PreT
         assert [one.is_greedy for one in found] == [is_greedy for _, is_greedy in wanted]
 
 
+SLIDING = {"sliding_window": 8, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(("arch", "config"), [("llama", {}), ("gpt2", {}), ("mistral", SLIDING)])
+def test_choices_share_what_the_model_makes_of_their_question(
+    make_model: Callable[..., PreTrainedModel], arch: str, config: dict[str, Any]
+) -> None:
+    """Three questions of like length: looked at once each, whatever the number of their choices."""
+    model = gpt2(make_model) if arch == "gpt2" else make_model(arch, context=WINDOW, **config).eval()
+    drawn = torch.Generator().manual_seed(0)
+    questions = [torch.randint(300, (size,), generator=drawn).tolist() for size in (20, 20, 21)]
+    pairs = [(before, [*range(n, 2 * n + 1)]) for before in questions for n in (1, 4, 2, 7)]
+    wanted = [alone(model, pair) for pair in pairs]
+    seen: list[int] = []
+    count = model.get_input_embeddings().register_forward_hook(lambda _, given, __: seen.append(given[0].numel()))
+    found = log_likelihoods(model, pairs, window=WINDOW)
+    assert [one.nats for one in found] == pytest.approx([nats for nats, _ in wanted], abs=1e-4)
+    assert [one.is_greedy for one in found] == [is_greedy for _, is_greedy in wanted]
+    # beginnings of 19 tokens, then each choice with what is left of its question, up to the longest: 2 + 8 - 1
+    assert seen == [3 * 19, 12 * 9]
+    count.remove()
+    in_pieces = log_likelihoods(model, pairs, window=WINDOW, batch_tokens=80)  # a batch ends within a question
+    assert [one.nats for one in in_pieces] == pytest.approx([nats for nats, _ in wanted], abs=1e-4)
+
+
+def test_a_recurrent_state_is_not_shared(make_model: Callable[..., PreTrainedModel]) -> None:
+    model = make_model("mamba", context=WINDOW, hidden_size=32, state_size=4, num_hidden_layers=2).eval()
+    pairs: list[Pair] = [([5, 6, 7, 8], [9, n]) for n in range(3)]
+    found = log_likelihoods(model, pairs, window=WINDOW)
+    assert [one.nats for one in found] == pytest.approx([alone(model, pair)[0] for pair in pairs], abs=1e-4)
+
+
 def gpt2(make_model: Callable[..., PreTrainedModel]) -> PreTrainedModel:
     return make_model("gpt2", context=WINDOW, n_embd=32, n_layer=2, n_head=2).eval()
 
