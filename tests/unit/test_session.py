@@ -13,7 +13,6 @@ from llmpipe.talk import attachments
 from llmpipe.talk.engine import Sampling
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.session import Note, Piece, Session
-
 from tests.unit.scripted import ScriptedEngine
 
 
