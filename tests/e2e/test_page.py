@@ -35,6 +35,15 @@ class Slow(ScriptedEngine):
             yield piece
 
 
+class Late(ScriptedEngine):
+    """Thinks long before its first word, when it is asked for the first time."""
+
+    def chat(self, *call: Any) -> Iterator[Piece]:
+        if not self.asked:
+            time.sleep(1.5)
+        yield from super().chat(*call)
+
+
 def engines() -> dict[str, ScriptedEngine]:
     made = {
         "base": ScriptedEngine(["and so the duck went home."], chats=False),
@@ -165,6 +174,26 @@ def ask_again(page: Any, engine: ScriptedEngine) -> str:
     return str(ask(page, "And now?").inner_text())
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_what_is_stopped_before_its_first_word_was_never_asked(browser: Any, memory: Memory, is_kept: bool) -> None:
+    late = Late(["One.", "Two."])
+    with served({"sft": late}, memory if is_kept else None) as server, opened(browser, server) as page:
+        page.get_by_label("Your question").fill("First")
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Stop").wait_for()
+        page.wait_for_timeout(300)
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Send", exact=True).wait_for()
+        assert page.get_by_label("Your question").input_value() == "First"
+        page.wait_for_timeout(1500)
+        assert "Two." in ask(page, "Second").inner_text()
+        assert page.locator(".turn").count() == 2
+    assert [message["content"] for message in late.asked[-1]] == ["Second"]
+    assert [one.content for talk in memory.conversations() for one in memory.messages(talk.id)] == (
+        ["Second", "Two."] if is_kept else []
+    )
+
+
 def test_a_failure_gives_the_question_back(browser: Any, memory: Memory) -> None:
     from llmpipe.errors import TalkError
 
@@ -207,6 +236,7 @@ def test_without_a_memory_the_tab_remembers(browser: Any) -> None:
 def test_who_is_not_signed_in_learns_how(browser: Any) -> None:
     with served(engines()) as server:
         page = browser.new_page()
+        page.set_default_timeout(10_000)
         reply = page.goto(server.url)
         assert reply.status == 401
         assert page.locator("h1").inner_text() == "You are not signed in"

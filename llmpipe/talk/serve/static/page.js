@@ -167,7 +167,8 @@ async function say() {
   files.set([]);
   trouble("");
   const isKept = await listen(question, drawn, follower(asked, question.compare.length > 0));
-  if (!isKept) {
+  if (!isKept && asked.isConnected) {
+    if (question.conversation === null) forget();
     asked.remove();
     drawn.node.remove();
     if (!$("turns").childElementCount) $("welcome").hidden = false;
@@ -184,12 +185,12 @@ async function listen(question, drawn, follow) {
   for (const answer of drawn.answers.values()) answer.begin();
   follow();
   let content = question.text;
+  const turns = said; // of this conversation, also when another is begun meanwhile
   try {
     for await (const event of events(question, stop.signal)) {
       if (event.content !== undefined) content = begun(event);
       else if (event.model) heard(event, drawn);
       else if (event.message) offer(drawn, event.message);
-      else if (event.taken_back && event.conversation === null) forget();
       follow();
     }
   } catch (error) {
@@ -200,9 +201,9 @@ async function listen(question, drawn, follow) {
   if (answering === stop) answering = null;
   busy(Boolean(answering));
   if (drawn.content && !known.memory) {
-    said.push({ role: "user", content }, { role: "assistant", content: drawn.content });
+    turns.push({ role: "user", content }, { role: "assistant", content: drawn.content });
   }
-  return Boolean(drawn.content) || stop.signal.aborted;
+  return Boolean(drawn.content);
 }
 
 function begun({ conversation: id, content }) {

@@ -47,7 +47,7 @@ function goesOn(kind, line) {
 
 function block(kind, lines) {
   if (kind === "heading") return filled(make("h3"), lines[0].match(HEADING)[1]);
-  if (kind === "p") return filled(make("p"), lines.join("\n"));
+  if (kind === "p") return filled(make("p"), lines.join("\n").trim());
   const list = make(kind);
   if (kind === "ol") list.start = parseInt(lines[0], 10);
   for (const line of lines) {
