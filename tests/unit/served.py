@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
-
 from llmpipe.talk.engine import Engine
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.serve.app import create_app
+from llmpipe.talk.serve.connection import Server
 from llmpipe.talk.serve.guard import Limits
 
 TOKEN = "token-of-the-tests"
@@ -58,8 +57,8 @@ def served(
     engines: Mapping[str, Engine], memory: Memory | None = None, limits: Limits | None = None
 ) -> Iterator[Served]:
     """Serve until the block ends."""
-    app = create_app(engines, memory=memory, limits=limits or Limits(), token=TOKEN)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+    app = create_app(engines, memory=memory, limits=limits or Limits(grace_s=1), token=TOKEN)
+    server = Server(app)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
