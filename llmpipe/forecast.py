@@ -45,7 +45,7 @@ def forecast(records: list[StepRecord], run_dir: Path) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for record in records:
         if record.kind == "tokenizer":
-            learned = record.settings["algorithm"] in ("bpe", "unigram", "wordpiece")  # others are as large as it takes
+            learned = record.settings["algorithm"] not in ("byte", "char")  # which are as large as it takes
             made = _vocabulary(run_dir / record.name / "tokenizer")
             vocabularies[record.name] = made or (record.settings["vocab_size"] if learned else 0)
         if "trainer" not in record.settings:

@@ -276,6 +276,7 @@ def make_model(settings: Settings, ctx: Context) -> tuple[PreTrainedModel, PreTr
         return model, tokenizer
     assert settings.tokenizer is not None
     tokenizer = models.load_tokenizer(settings.tokenizer, ctx)
+    objectives.say_what_it_cannot_write(tokenizer, objective, ctx)
     arch = settings.model.arch if isinstance(settings.model, BuiltModel) else shapes.FAMILIES[objective]
     objectives.mend_special_tokens(tokenizer, objective, arch, ctx)
     if isinstance(settings.model, SizedModel):

@@ -32,7 +32,7 @@ PAD, BOS, END, UNKNOWN = "<|pad|>", "<|bos|>", "<|end|>", "<|unk|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
 BYTES = 256
-LOSSY = ("unigram", "wordpiece", "char")  # may meet letters that they have no token for
+LOSSY = ("unigram", "wordpiece", "char", "word")  # may meet letters, or words, that they have no token for
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -56,11 +56,18 @@ class Settings(StageSettings):
 
     kind: Literal["tokenizer"] = Field("tokenizer", description="which stage this is")
     data: Annotated[DataSources | None, Accepts(("dataset",))] = Field(None, description="text to learn from")
-    algorithm: Literal["bpe", "unigram", "wordpiece", "byte", "char"] = Field(
-        "bpe", description="bpe (byte-level) suits most; byte and char need no training; wordpiece is BERT's"
+    algorithm: Literal["bpe", "unigram", "wordpiece", "byte", "char", "word"] = Field(
+        "bpe",
+        description="bpe (byte-level) suits most; byte and char need no training; wordpiece is BERT's; word, for "
+        "classifiers, keeps words whole: a model cannot write one that it does not know",
     )
     vocab_size: Count = Field(
         8192, ge=16, description="most tokens, special ones included; byte and char take what they need"
+    )
+    lower_case: bool = Field(
+        False,
+        exclude_if=lambda lowered: not lowered,
+        description="read capitals as small letters, and forms of a letter as one (NFKC); a model writes so, too",
     )
     special_tokens: list[str] = Field(default_factory=list, description="further tokens that text is never cut within")
     chat_template: str | None = Field(None, description="Jinja text; the default has a token for each role")
@@ -148,14 +155,19 @@ def learn(settings: Settings, texts: Iterator[str]) -> tokenizers.Tokenizer:
     Raises:
         DataError: the texts cannot be read, or have more letters than the vocabulary has room for.
     """
-    from tokenizers import processors
+    from tokenizers import normalizers, processors
 
+    alike = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]) if settings.lower_case else None
+    if alike is not None:  # here, as not every learner below has a trainer that would ask the tokenizer to do it
+        texts = map(alike.normalize_str, texts)
     names = [PAD, BOS, END, *([UNKNOWN] if settings.algorithm in LOSSY else []), *ROLES, *settings.special_tokens]
     tokenizer = LEARNERS[settings.algorithm](texts, settings.vocab_size, list(dict.fromkeys(names)))
     if (size := tokenizer.get_vocab_size()) > settings.vocab_size and settings.algorithm != "byte":
         letters = "256 bytes" if settings.algorithm == "bpe" else "every letter of the text"
         message = f"vocab_size {settings.vocab_size} has no room for {letters} and {len(names)} special tokens"
         raise DataError(message, hint=f"vocab_size: {size}, or more, or algorithm: byte")
+    if alike is not None:
+        tokenizer.normalizer = alike
     begin = (BOS, tokenizer.token_to_id(BOS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[begin]
@@ -223,10 +235,22 @@ def _learn_chars(texts: Iterator[str], size: int, special: list[str]) -> tokeniz
     return tokenizer
 
 
+def _learn_words(texts: Iterator[str], size: int, special: list[str]) -> tokenizers.Tokenizer:
+    """Keep words and runs of punctuation whole, the commonest first; one that came once has its token, too."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # \w+|[^\w\s]+
+    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
 LEARNERS: dict[str, Callable[[Iterator[str], int, list[str]], tokenizers.Tokenizer]] = {
     "bpe": _learn_bpe,
     "byte": _learn_bytes,
     "unigram": _learn_unigram,
     "wordpiece": _learn_wordpiece,
     "char": _learn_chars,
+    "word": _learn_words,
 }

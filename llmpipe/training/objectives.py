@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import processors
+from tokenizers import models, processors
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -63,6 +63,18 @@ def mend_special_tokens(tokenizer: Tokenizer, objective: str, arch: str, ctx: Co
     if missing:
         shown = missing[0] if len(missing) == 1 else f"{missing[0]} … {missing[-1]}"
         ctx.say(f"the tokenizer has learned {shown}, which objective: {objective} needs")
+
+
+def say_what_it_cannot_write(tokenizer: Tokenizer, objective: str, ctx: Context) -> None:
+    """Say so where a model that is to write gets a tokenizer of whole words, which has no other words to write."""
+    if objective == "masked" or not isinstance(tokenizer.backend_tokenizer.model, models.WordLevel):
+        return
+    if all(len(word) == 1 for word in tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)):
+        return  # letters
+    ctx.say(
+        f"the tokenizer knows {len(tokenizer):,} words whole: the model can write no other, and reads each other as "
+        f"{tokenizer.unk_token}; algorithm: bpe can write everything"
+    )
 
 
 def _close(tokenizer: Tokenizer) -> None:
