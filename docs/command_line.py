@@ -116,7 +116,8 @@ def _written(name: str, kind: Any, info: ArgumentInfo | OptionInfo, *, needed: b
     if isinstance(info, ArgumentInfo):
         shown = name.strip("_").upper()
         return shown if needed else f"[{shown}]"
-    flags = [str(info.default), *(info.param_decls or ())]  # typer takes the first one for a default until it runs
+    named = [] if info.default is ... else [str(info.default)]  # typer takes the first one for a default until it runs
+    flags = [*named, *(info.param_decls or ())] or [f"--{name.strip('_').replace('_', '-')}"]
     value = info.metavar or _value(kind)
     return f"{', '.join(flags)} {value}".strip() + (" …" if "list[" in str(kind) else "")
 
