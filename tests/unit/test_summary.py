@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,14 @@ def test_the_share_that_moved_most_comes_first() -> None:
         ("pirate", "talks like a pirate", "0%", "96%", "2.1% trained"),
         LOSS,
     ]
+
+
+def test_who_has_a_language_model_is_told_how_to_talk_to_it(tmp_path: Path) -> None:
+    said = [label for label, _ in summary.next_commands(tmp_path, {"pirate": PIRATE, "scores": SCORES})]
+    assert said == ["model", "talk", "look", "again"]
+    assert ("talk", f"llmpipe chat {tmp_path}") in summary.next_commands(tmp_path, {"pirate": PIRATE})
+    classes = done("classes", "classify")
+    assert [label for label, _ in summary.next_commands(tmp_path, {"classes": classes})] == ["model", "look", "again"]
 
 
 @pytest.mark.parametrize(
