@@ -144,9 +144,9 @@ def loaded(side: Side, clients: int, seconds: float) -> tuple[Seen, float]:
 def shown(side: Side, before_mb: float) -> None:
     ordered = sorted(side.first_s) or [float("nan")]
     p50, p95 = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.95)]
-    rates = ", ".join(f"{rate:,.0f}" for rate in side.rates)
+    rounds = ", ".join(f"{rate:,.0f}" for rate in side.rates)
     print(
-        f"{side.name}: {statistics.median(side.rates):,.0f} answer tokens/s ({rates})"
+        f"{side.name}: {statistics.median(side.rates):,.0f} answer tokens/s ({rounds})"
         f", {side.answers:,} answers; first text p50 {p50:.2f} s, p95 {p95:.2f} s; errors {side.errors or 'none'};"
         f" RSS {before_mb:,.0f} -> {side.memory_mb():,.0f} MB",
         flush=True,
