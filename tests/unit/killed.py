@@ -9,8 +9,8 @@ import random
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,8 @@ def outcome(file: Path, *, writes: int, kills: int, seed: int) -> Outcome:
             per_life = chance.randrange(max(2, 2 * writes // max(1, kills))) if killed[name] < kills else writes
             killed[name] += _lived(file, talks[name], name, acknowledged[name], writes, per_life, chance)
 
-    threads = [threading.Thread(target=write, args=(name,)) for name in NAMES]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        list(pool.map(write, NAMES))
     return _looked_at(file, talks, acknowledged, sum(killed.values()), time.monotonic() - begun)
 
 
@@ -68,7 +65,9 @@ def _lived(
             if count == per_life:
                 time.sleep(chance.random() * 0.02)
                 process.kill()
-        return int(process.wait() < 0)
+        if (code := process.wait()) > 0:
+            raise RuntimeError(f"the writer {name} ended with {code}")
+        return int(code < 0)
 
 
 def _looked_at(
