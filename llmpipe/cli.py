@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmpipe import memory_commands, run_commands, stage_commands, talk_commands
+from llmpipe import memory_commands, run_commands, serve_command, stage_commands, talk_commands
 from llmpipe.flags import (
     AllowCode,
     DryRun,
@@ -25,7 +25,6 @@ from llmpipe.flags import (
     guarded,
     request_of,
 )
-from llmpipe.talk.serve import command as serve_command
 
 app = typer.Typer(
     name="llmpipe",

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "llmpipe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
-    {"stage_commands", "run_commands", "memory_commands", "talk_commands"},
+    {"stage_commands", "run_commands", "memory_commands", "serve_command", "talk_commands"},
     {"flags"},
     {"pipeline"},
     {"calibrate", "prefetch", "talk"},

@@ -148,7 +148,8 @@ def _listening(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except OSError as failure:
-        reason = failure.strerror or str(failure)
+        # socket.create_server adds the address to the text
+        reason = str(failure) if isinstance(failure, socket.gaierror) else os.strerror(failure.errno or 0)
         raise UsageError(f"cannot listen on {host}, port {port}: {reason}", hint="--port 0 takes a free one") from None
 
 
