@@ -45,7 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 1},
     "gpt2": {"n_inner": 16},
     "mistral": {"num_key_value_heads": 1, "sliding_window": 8},
-    "mamba": {"state_size": 4},
+    "mamba": {"state_size": 4, "initializer_range": 2.0},
 }
 
 
@@ -97,7 +97,7 @@ def usage_of(pieces: list[Piece]) -> Any:
 @pytest.mark.parametrize("arch", SHAPES)
 def test_answers_are_those_of_generate_alone_and_among_others(arch: str, tokenizer: Any) -> None:
     model = model_of(arch, tokenizer)
-    asked = [f"{'a story of ' * turn}a duck" for turn in range(6)]
+    asked = [f"{'a story of ' * turn}{word}" for turn, word in enumerate(("a duck", "cats", "one", "Ida", "it", "X"))]
     wanted = told(model, tokenizer, asked, Asked(12, 0.0, 1), chat=True)
     engine = LocalEngine(model, tokenizer, name=arch)
     assert (engine.decoder.most_rows > 1) == (arch in ("llama", "gpt2"))
@@ -114,7 +114,7 @@ def test_answers_are_those_of_generate_alone_and_among_others(arch: str, tokeniz
         thread.join()
     engine.close()
     assert alone == [together[text] for text in asked] == [answer.text.rstrip(BROKEN).strip() for answer in wanted]
-    assert len({*alone}) > 3
+    assert len({*alone}) > 2  # else any mask would do
 
 
 def talk(engine: LocalEngine, turns: int = 5) -> tuple[list[str], list[int]]:
