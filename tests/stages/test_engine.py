@@ -46,7 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 1},
     "gpt2": {"n_inner": 16},
     "mistral": {"num_key_value_heads": 1, "sliding_window": 8},
-    "mamba": {"state_size": 4},
+    "mamba": {"state_size": 4, "initializer_range": 2.0},
 }
 
 
@@ -103,7 +103,7 @@ def whole(text: str) -> str:
 @pytest.mark.parametrize("arch", SHAPES)
 def test_answers_are_those_of_generate_alone_and_among_others(arch: str, tokenizer: Any) -> None:
     model = model_of(arch, tokenizer)
-    asked = [f"{'a story of ' * turn}a duck" for turn in range(6)]
+    asked = [f"{'a story of ' * turn}{word}" for turn, word in enumerate(("a duck", "cats", "one", "Ida", "it", "X"))]
     wanted = told(model, tokenizer, asked, Asked(12, 0.0, 1), chat=True)
     engine = LocalEngine(model, tokenizer, name=arch)
     assert (engine.decoder.most_rows > 1) == (arch in ("llama", "gpt2"))
@@ -121,7 +121,7 @@ def test_answers_are_those_of_generate_alone_and_among_others(arch: str, tokeniz
     engine.close()
     assert alone == [together[text] for text in asked]
     assert [whole(text) for text in alone] == [whole(one.text) for one in wanted]
-    assert any(alone)
+    assert len({*alone}) > 2  # else any mask would do
 
 
 def talk(engine: LocalEngine, turns: int = 5) -> tuple[list[str], list[int]]:
