@@ -2,10 +2,10 @@
 
     python benchmarks/talk.py MODEL [--turns 20] [--answer 12] [--rounds 3]
 
-The same conversation is had with and without what was kept of earlier answers, some rounds of each in turn; messages are
-of equal length, answers greedy. Prints the medians over the rounds. Ends with 1 where the first token of the last turn
-takes more than 1.5 times that of turn 2 with the kept cache, or where the two ways give different answers. MODEL is all
-that `generate` takes.
+The same conversation is had with and without what was kept of earlier answers, some rounds of each in turn; messages
+are of equal length, answers greedy. Prints the medians over the rounds. Ends with 1 where the first token of the last
+turn takes more than 1.5 times that of turn 2 with the kept cache, or where the two ways give different answers.
+MODEL is all that `generate` takes.
 """
 
 from __future__ import annotations
