@@ -92,17 +92,21 @@ def last_model(model: str) -> str:
     run = Path(model)
     if not (run / "recipe.yaml").is_file():
         return model
+    if not (done := models_of(run)):
+        raise UsageError(f"{model} has no language model yet", hint=f"llmpipe run {model}")
+    console.say(f"  {model}: its last model, {done[-1]}", style="dim")
+    return f"{model}:{done[-1]}"
+
+
+def models_of(run: Path) -> list[str]:
+    """Return the stages of a run that made a language model, in the order of its recipe."""
     data = yaml_tree.read(run / "recipe.yaml").data
     stages = data.get("stages") if isinstance(data, dict) else None
-    done = [
+    return [
         name
         for name in (stages if isinstance(stages, dict) else ())
         if (manifest := read_manifest(run / name)) and manifest.kind in MAKE_MODELS
     ]
-    if not done:
-        raise UsageError(f"{model} has no language model yet", hint=f"llmpipe run {model}")
-    console.say(f"  {model}: its last model, {done[-1]}", style="dim")
-    return f"{model}:{done[-1]}"
 
 
 def _stage(model: str) -> tuple[Path, str] | None:

@@ -1,4 +1,4 @@
-"""The commands that talk to a model, beside `generate`: chat."""
+"""The commands that talk to a model, beside `generate`: chat and serve."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import typer
 from llmpipe.errors import UsageError
 from llmpipe.flags import Json, guarded
 
+NAMES = "RUN (its last model), RUN:STAGE, a folder, FILE.gguf, hub:ID or http://HOST/v1#MODEL."
+MemoryFile = Annotated[
+    Path | None, typer.Option("--memory", metavar="FILE", help="Memory; $LLMPIPE_HOME/memory.sqlite3 if left out.")
+]
+NoMemory = Annotated[bool, typer.Option("--no-memory", help="Keep nothing of it.")]
 KeyVariable = Annotated[
     str | None,
     typer.Option("--key-variable", metavar="NAME", help="Environment variable that holds a server's API key."),
@@ -18,23 +23,19 @@ KeyVariable = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command(rich_help_panel="Talk")(guarded(chat))
+    for command in (chat, serve):
+        app.command(rich_help_panel="Talk")(guarded(command))
 
 
 def chat(
-    model: Annotated[
-        str,
-        typer.Argument(help="RUN (its last model), RUN:STAGE, a folder, FILE.gguf, hub:ID or http://HOST/v1#MODEL."),
-    ],
+    model: Annotated[str, typer.Argument(help=NAMES)],
     system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="How the model is to be.")] = None,
     continue_: Annotated[bool, typer.Option("--continue", help="Go on with the newest conversation.")] = False,
     conversation: Annotated[
         int | None, typer.Option("--conversation", metavar="N", min=1, help="Go on with this conversation.")
     ] = None,
-    memory: Annotated[
-        Path | None, typer.Option("--memory", metavar="FILE", help="Memory; $LLMPIPE_HOME/memory.sqlite3 if left out.")
-    ] = None,
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Keep nothing of it.")] = False,
+    memory: MemoryFile = None,
+    no_memory: NoMemory = False,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answers.")] = None,
@@ -60,3 +61,47 @@ def chat(
         key_variable=key_variable,
     )
     talk(wanted, as_json=json_output)
+
+
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help=NAMES),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    expose: Annotated[bool, typer.Option("--expose", help="Let --host be an address that others can reach.")] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another name that the server is called by.")
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the token; else LLMPIPE_TOKEN, else a random one is made."),
+    ] = None,
+    key_variable: KeyVariable = None,
+    memory: MemoryFile = None,
+    no_memory: NoMemory = False,
+    parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 8,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print address, token and sign-in link as JSON once it serves.")
+    ] = False,
+) -> None:
+    """Serve models over OpenAI's HTTP API, and a page to talk to them in."""
+    if no_memory and memory:
+        raise UsageError("--no-memory keeps nothing, so no memory can be named beside it")
+    from llmpipe.talk.serve.start import Wanted
+    from llmpipe.talk.serve.start import serve as start
+
+    wanted = Wanted(
+        models,
+        host,
+        port,
+        expose=expose,
+        other_hosts=allow_host or (),
+        token_file=token_file,
+        key_variable=key_variable,
+        memory=memory,
+        keeps=not no_memory,
+        parallel=parallel,
+    )
+    start(wanted, as_json=json_output)

@@ -15,7 +15,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from llmpipe.errors import TalkError
 from llmpipe.talk.engine import Message
 from llmpipe.talk.memory_file import MemoryFile
+from llmpipe.talk.records import Conversation, Fact, Stored, Summary
 from llmpipe.talk.words import line_of, plain, query_of, text_of
 
 
@@ -31,46 +32,6 @@ def default_path() -> Path:
     """Return where the memory is: `$LLMPIPE_HOME/memory.sqlite3`, or in `~/.llmpipe`."""
     home = os.environ.get("LLMPIPE_HOME")
     return (Path(home).expanduser() if home else Path.home() / ".llmpipe") / "memory.sqlite3"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A message that was kept: `content` is its text, `message` all of it. `when` is UTC, as ISO 8601 has it."""
-
-    id: int
-    conversation: int
-    role: str
-    content: str
-    when: str
-    message: Message
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A conversation; `when` something was last said in it, `turns` how many messages the user sent."""
-
-    id: int
-    title: str
-    model: str
-    when: str
-    turns: int
-
-
-@dataclass(frozen=True)
-class Fact:
-    """What the user asked to keep."""
-
-    id: int
-    text: str
-    when: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What was said in a conversation up to the message `until`."""
-
-    until: int
-    text: str
 
 
 class Memory:
@@ -102,16 +63,16 @@ class Memory:
         with self._file.writing() as file:
             return _id(file.execute("INSERT INTO conversation (model, said) VALUES (?, ?)", (plain(model), _now())))
 
-    def add(self, conversation: int, message: Message) -> int:
+    def add(self, conversation: int, message: Message, *, page: dict[str, Any] | None = None) -> int:
         """Keep a message and return its id; once this returns, it is on the disk. The first question is the title."""
         text, now = text_of(message), _now()
-        role = plain(str(message["role"]))
+        role, whole = plain(str(message["role"])), message | ({_PAGE: page} if page else {})
         with self._writing(conversation) as file:
             if role == "user":
                 title = line_of(text)
                 file.execute("UPDATE conversation SET title = ? WHERE id = ? AND title = ''", (title, conversation))
             file.execute("UPDATE conversation SET said = ? WHERE id = ?", (now, conversation))
-            values = (conversation, role, text, plain(json.dumps(message, ensure_ascii=False)), now)
+            values = (conversation, role, text, plain(json.dumps(whole, ensure_ascii=False)), now)
             return _id(
                 file.execute(
                     "INSERT INTO message (conversation, role, content, message, said) VALUES (?,?,?,?,?)", values
@@ -262,6 +223,7 @@ class Memory:
             yield file
 
 
+_PAGE = "page"
 _STORED = "m.id, m.conversation, m.role, m.content, m.said, m.message"
 _CONVERSATIONS = """SELECT id, title, model, said,
     (SELECT count(*) FROM message WHERE conversation = conversation.id AND role = 'user') FROM conversation"""
@@ -275,8 +237,16 @@ def _found(file: sqlite3.Connection, conversation: int) -> Conversation:
 
 
 def _stored(row: tuple[Any, ...]) -> Stored:
-    number, conversation, role, content, when, message = row
-    return Stored(number, conversation, role, content, when, json.loads(message))
+    number, conversation, role, content, when, whole = row
+    message, page = _parts(whole)
+    return Stored(number, conversation, role, content, when, message, page)
+
+
+def _parts(whole: str) -> tuple[Message, dict[str, Any]]:
+    """Return a message as models are told it, and what the page keeps beside it."""
+    message: Message = json.loads(whole)
+    page = message.pop(_PAGE, {})
+    return message, page
 
 
 def _lines(file: sqlite3.Connection) -> Iterator[dict[str, Any]]:
@@ -285,7 +255,7 @@ def _lines(file: sqlite3.Connection) -> Iterator[dict[str, Any]]:
     for row in file.execute(f"{_CONVERSATIONS} ORDER BY id"):
         talk = asdict(Conversation(*row))
         messages = file.execute("SELECT message FROM message WHERE conversation = ? ORDER BY id", (talk["id"],))
-        yield talk | {"messages": [json.loads(message) for (message,) in messages]}
+        yield talk | {"messages": [_parts(message)[0] for (message,) in messages]}
 
 
 def _id(cursor: sqlite3.Cursor) -> int:

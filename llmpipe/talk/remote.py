@@ -25,8 +25,6 @@ TIMEOUT_S = 600.0
 LOOK_S = 10.0
 """How long a server may take to say what models it has."""
 LONGEST_LINE = 2**20
-SENT = ("role", "content", "name", "tool_calls", "tool_call_id")
-"""What a message is sent with; the page keeps more beside it, which strict servers refuse."""
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls"}
 
 
@@ -63,8 +61,7 @@ class RemoteEngine:
         Raises:
             TalkError: the server refuses, fails or goes away.
         """
-        sent = [{key: value for key, value in message.items() if key in SENT} for message in messages]
-        asked = self._asked(how) | {"messages": sent} | ({"tools": list(tools)} if tools else {})
+        asked = self._asked(how) | {"messages": list(messages)} | ({"tools": list(tools)} if tools else {})
         return self._pieces("/chat/completions", asked)
 
     def complete(self, text: str, how: Sampling) -> Iterator[Piece]:

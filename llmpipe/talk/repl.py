@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmpipe import console
-from llmpipe.artifact import read_manifest
 from llmpipe.errors import UsageError
-from llmpipe.summary import MAKE_MODELS
+from llmpipe.inspection import models_of
 from llmpipe.talk import commands
 from llmpipe.talk.attachments import Attachment
 from llmpipe.talk.engine import Engine, Finish, Sampling
@@ -103,12 +102,7 @@ class Chat:
     def stages(self) -> list[str]:
         """Return the stages of the run that made a language model."""
         run = self.run()
-        found = sorted(run.glob("*/manifest.json"), key=lambda path: path.stat().st_mtime) if run else []
-        return [
-            path.parent.name
-            for path in found
-            if (manifest := read_manifest(path.parent)) and manifest.kind in MAKE_MODELS
-        ]
+        return models_of(run) if run else []
 
     def begin_anew(self) -> None:
         """Delete this conversation and begin another with the same model."""

@@ -140,17 +140,14 @@ class Session:
         last = self._last_question("to compare")
         asked = [turn.message for turn in self._turns[: last + 1]]
         messages, _ = without_oldest(engine, self.system, asked, self.sampling)
-        yield from _answered(engine, messages, self.sampling)
+        yield from answered(engine, messages, self.sampling)
 
     def prepared(self) -> tuple[list[Message], int]:
         """Return what to send of the conversation, and how many turns had to be left out."""
-        if self.memory is None or self.conversation is None or not self.engine.chats:
-            return without_oldest(self.engine, self.system, [turn.message for turn in self._turns], self.sampling)
-        from llmpipe.talk.window import fitted
-
-        room = answer_tokens(self.engine, self.sampling, _with_system(self.system, self.messages[-1:]))
-        window = fitted(self.engine, self.memory, self.conversation, self.system, answer_tokens=room)
-        return list(window.messages), window.left_out
+        turns = [turn.message for turn in self._turns]
+        if self.memory is None or self.conversation is None:
+            return without_oldest(self.engine, self.system, turns, self.sampling)
+        return of_memory(self.engine, self.memory, self.conversation, self.system, turns[-1], self.sampling)
 
     def how(self) -> Sampling:
         """Return how the next answer is sampled: another try of the same question has another seed."""
@@ -215,6 +212,22 @@ def answer_tokens(engine: Engine, how: Sampling, asked: Sequence[Message]) -> in
     return max(1, min(how.max_new_tokens, engine.context // 2, engine.context - engine.count(asked)))
 
 
+def of_memory(
+    engine: Engine, memory: Memory, conversation: int, system: str | None, question: Message, how: Sampling
+) -> tuple[list[Message], int]:
+    """Return what to send of a conversation whose newest message is the question, and how many were left out.
+
+    A model that knows no turns sees the last text alone.
+    """
+    if not engine.chats:
+        return [question], 0
+    from llmpipe.talk.window import fitted
+
+    room = answer_tokens(engine, how, _with_system(system, [question]))
+    window = fitted(engine, memory, conversation, system, answer_tokens=room)
+    return list(window.messages), window.left_out
+
+
 def without_oldest(
     engine: Engine, system: str | None, turns: Sequence[Message], how: Sampling
 ) -> tuple[list[Message], int]:
@@ -236,14 +249,14 @@ def _chat(session: Session) -> Parts:
     """Answer from what the model knows."""
     messages, left_out = session.prepared()
     yield from session.left_out(left_out)
-    yield from _answered(session.engine, messages, session.how())
+    yield from answered(session.engine, messages, session.how())
 
 
-def _answered(engine: Engine, messages: Sequence[Message], how: Sampling) -> Iterator[Piece]:
-    if not engine.chats:
-        yield from engine.complete(str(messages[-1]["content"]), how)
-        return
-    yield from engine.chat(messages, how)
+def answered(engine: Engine, messages: Sequence[Message], how: Sampling) -> Iterator[Piece]:
+    """Have a model answer; one that knows no turns goes on with the last text."""
+    if engine.chats:
+        return engine.chat(messages, how)
+    return engine.complete(str(messages[-1]["content"]), how)
 
 
 MODES: dict[str, Callable[[Session], Parts]] = {"chat": _chat}

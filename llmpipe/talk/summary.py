@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from llmpipe.errors import TalkError
 from llmpipe.talk.engine import Engine, Message, Sampling
-from llmpipe.talk.memory import Memory, Stored, Summary
+from llmpipe.talk.memory import Memory
+from llmpipe.talk.records import Stored, Summary
 
 ROOM_SHARE, MOST_TOKENS = 0.125, 200
 CLIP_CHARS = 500

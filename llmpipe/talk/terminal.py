@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 
 from prompt_toolkit import PromptSession, prompt
 from prompt_toolkit.completion import WordCompleter
@@ -15,7 +14,7 @@ from llmpipe import console
 from llmpipe.errors import LlmpipeError
 from llmpipe.talk.commands import COMMANDS, Leave, try_run
 from llmpipe.talk.engine import Engine
-from llmpipe.talk.memory import default_path
+from llmpipe.talk.memory import Memory
 from llmpipe.talk.repl import Chat, Wanted
 from llmpipe.talk.session import Session
 
@@ -27,7 +26,7 @@ def converse(session: Session, wanted: Wanted, load: Callable[[str], Engine]) ->
     chat = Chat(session, wanted.model, load, _ask)
     line: PromptSession[str] = PromptSession(
         PROMPT,
-        history=_history(keeps=session.memory is not None),
+        history=_history(session.memory),
         key_bindings=_keys(),
         multiline=True,
         completer=WordCompleter(list(COMMANDS), sentence=True),
@@ -99,11 +98,10 @@ def _keys() -> KeyBindings:
     return keys
 
 
-def _history(*, keeps: bool) -> History:
+def _history(memory: Memory | None) -> History:
     """Return what was typed before; it is kept beside the memory, for the user alone, where one is."""
-    if not keeps:
+    if memory is None:
         return InMemoryHistory()
-    path: Path = default_path().with_name("chat_history")
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = memory.path.with_name("chat_history")
     path.touch(mode=0o600)
     return FileHistory(str(path))

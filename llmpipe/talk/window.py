@@ -14,7 +14,8 @@ from itertools import takewhile
 
 from llmpipe.errors import TalkError
 from llmpipe.talk.engine import Engine, Message
-from llmpipe.talk.memory import Memory, Stored, Summary
+from llmpipe.talk.memory import Memory
+from llmpipe.talk.records import Stored, Summary
 from llmpipe.talk.summary import most, summary_of
 
 FACTS_SHARE = 0.25

@@ -64,4 +64,4 @@ def excerpt(text: str, query: str, *, chars: int = 80) -> str:
     line = " ".join(text.split())
     places = [line.lower().find(word.lower()) for word in query.split()]
     start = max(0, min((place for place in places if place >= 0), default=0) - chars // 4)
-    return line_of(f"…{line[start:]}" if start else line, chars=chars)
+    return line_of(f"…{line[start:].lstrip()}" if start else line, chars=chars)

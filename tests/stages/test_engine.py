@@ -301,3 +301,11 @@ def test_models_that_do_not_talk(run: Path, tokenizer: Any, tmp_path: Path) -> N
         with pytest.raises((TalkError, UsageError)) as caught, opened(name):
             pass
         assert (str(caught.value), caught.value.hint) == (message, hint)
+
+
+def test_what_may_begin_a_stop_text_is_held_back_until_it_does_not() -> None:
+    written = Written(lambda ids: "".join(map(chr, ids)), [], ("END",))
+    assert [written.add(ord(letter)) for letter in "aENbEND"] == ["a", "", "", "ENb", "", "", ""]
+    assert written.is_stopped and written.rest() == ""
+    cut = Written(lambda ids: "".join(map(chr, ids)), [], ("END",))
+    assert [cut.add(ord(letter)) for letter in "aEN"] == ["a", "", ""] and cut.rest() == "EN"

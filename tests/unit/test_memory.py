@@ -18,7 +18,8 @@ import pytest
 
 from llmpipe.errors import DataError, LlmpipeError, TalkError
 from llmpipe.talk import memory_file
-from llmpipe.talk.memory import Memory, Summary, default_path
+from llmpipe.talk.memory import Memory, default_path
+from llmpipe.talk.records import Summary
 from llmpipe.talk.words import excerpt, query_of
 from tests.unit.killed import NAMES, outcome
 
@@ -199,6 +200,17 @@ def test_what_is_deleted_leaves_the_files(path: Path) -> None:
         assert memory.search("xylophonist") == [] and memory.summary(secret) is None
         assert [one.id for one in memory.conversations()] == [other]
         assert memory.delete_all() == 1 and memory.conversations() == [] and memory.search("else") == []
+
+
+def test_what_the_page_keeps_of_a_message_is_told_to_no_model(memory: Memory) -> None:
+    talk = memory.begin("x")
+    memory.add(talk, user("Hi."), page={"files": ["a.md"]})
+    memory.add(talk, user("Hi again."))
+    first, second = memory.messages(talk)
+    assert (first.message, first.page) == (user("Hi."), {"files": ["a.md"]})
+    assert (second.message, second.page) == (user("Hi again."), {})
+    memory.export(to := io.StringIO())
+    assert json.loads(to.getvalue())["messages"] == [user("Hi."), user("Hi again.")]
 
 
 def test_an_export_is_rows_to_learn_from(memory: Memory) -> None:

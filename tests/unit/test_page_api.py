@@ -83,6 +83,8 @@ def test_what_only_the_page_needs_is_sent_to_no_model(memory: Memory) -> None:
     with served(engines, memory) as server:
         say(server, "Look", attachments=[{"name": "a.csv", "text": "x,1"}], compare=["ppo"])
         say(server, "And?", conversation=1)
+        _, opened = server.ask("GET", "/api/conversations/1")
+    assert {"role": "user", "text": "Look", "files": ["a.csv"]}.items() <= opened["turns"][0].items()
     asked = engines["sft"].asked[-1]
     assert [set(message) for message in asked] == [{"role", "content"}] * 3
     assert [message["content"] for message in asked] == ["a.csv:\n```csv\nx,1\n```\n\nLook", "Hello there", "And?"]

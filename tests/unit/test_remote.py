@@ -91,8 +91,7 @@ def test_what_is_asked(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     stub.says({"choices": [{"text": "more", "finish_reason": "stop"}]})
     with opened(f"{stub.url}#m", key_variable="THE_KEY") as engine:
         assert (engine.name, engine.context) == ("m", 99)
-        kept = [message | {"page": {"files": []}} for message in ASK]  # as the page of serve keeps its messages
-        list(engine.chat(kept, Sampling(5, 0.5, 0.9, 3, ("END",)), [{"type": "function"}]))
+        list(engine.chat(ASK, Sampling(5, 0.5, 0.9, 3, ("END",)), [{"type": "function"}]))
         assert [piece.text for piece in engine.complete("once", Sampling())] == ["more", ""]
     (_, listed, _), (path, headers, chat), (other, _, plain) = stub.asked
     assert listed["Authorization"] == headers["Authorization"] == "Bearer secret"

@@ -135,6 +135,17 @@ def test_without_memory_it_is_said(seen: Seen) -> None:
         commands.run(talking(["a"]), "/memory")
 
 
+def test_what_was_typed_is_kept_beside_the_memory_or_not_at_all(tmp_path: Path) -> None:
+    from llmpipe.talk import terminal
+
+    with Memory(tmp_path / "mine" / "memory.sqlite3") as memory:
+        terminal._history(memory).append_string("hi")
+    kept = tmp_path / "mine" / "chat_history"
+    assert "+hi" in kept.read_text(encoding="utf-8") and kept.stat().st_mode & 0o077 == 0
+    terminal._history(None).append_string("hi")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
 def test_retry_and_undo(chat: Chat, seen: Seen) -> None:
     chat.say("one")
     commands.run(chat, "/retry")

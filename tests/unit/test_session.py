@@ -146,6 +146,14 @@ def test_without_memory_the_oldest_turns_are_left_out_and_the_system_text_stays(
     assert len(session.messages) == 11
 
 
+def test_room_is_left_for_the_answer(memory: Memory | None) -> None:
+    engine = ScriptedEngine(["Ten words are what this answer has, all in all."], context=60)
+    session = Session(engine, memory, sampling=Sampling(max_new_tokens=20))
+    for turn in range(8):
+        text_of(session.say(f"Question {turn} with some more words in it."))
+        assert engine.count(engine.asked[-1]) <= 60 - 20
+
+
 def test_another_model_answers_the_last_question_and_nothing_of_it_stays(memory: Memory | None) -> None:
     session = Session(ScriptedEngine(["a", "b"]), memory)
     text_of(session.say("one"))

@@ -10,7 +10,8 @@ import pytest
 
 from llmpipe.errors import TalkError
 from llmpipe.talk.engine import Message
-from llmpipe.talk.memory import Memory, Summary
+from llmpipe.talk.memory import Memory
+from llmpipe.talk.records import Summary
 from llmpipe.talk.window import fitted
 from tests.unit.scripted import ScriptedEngine
 

@@ -1,7 +1,6 @@
 """One turn of the page: a question, and the answers of one model or of several side by side.
 
-The models answer at once, each in a thread of its own, and their pieces go out as one stream. A message that is kept
-has, under `page`, what the page needs to show it again; no model is sent that.
+The models answer at once, each in a thread of its own, and their pieces go out as one stream.
 """
 
 from __future__ import annotations
@@ -22,13 +21,11 @@ from llmpipe.talk.attachments import Attachment, with_files
 from llmpipe.talk.engine import Engine, Message, Piece, Sampling
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.serve.answers import Answers
-from llmpipe.talk.session import answer_tokens, without_oldest
-from llmpipe.talk.window import fitted
+from llmpipe.talk.session import answered, of_memory, without_oldest
 
 Event = dict[str, Any]
 log = logging.getLogger("uvicorn.error")
 STOPPED_WITHIN_S = 5.0
-SENT = ("role", "content", "name", "tool_calls", "tool_call_id")
 
 
 @dataclass
@@ -58,18 +55,13 @@ def told(error: Exception) -> str:
     return "; ".join(filter(None, [str(error), error.hint]))
 
 
-def asked(text: str, files: Sequence[Attachment]) -> Message:
-    """Return the question with its files as a message."""
-    message: Message = {"role": "user", "content": with_files(text, files)}
-    return message | {"page": {"text": text, "files": [file.name for file in files]}} if files else message
-
-
 def begun(
     engines: Mapping[str, Engine],
     memory: Memory | None,
     conversation: int | None,
-    question: Message,
+    text: str,
     *,
+    files: Sequence[Attachment] = (),
     history: Sequence[Message] = (),
 ) -> Turn:
     """Keep a question, in a new conversation if it is in none yet, and return the turn.
@@ -77,6 +69,7 @@ def begun(
     Raises:
         TalkError: there is no such conversation, or its last answer is not over.
     """
+    question = {"role": "user", "content": with_files(text, files)}
     turn = Turn(engines, memory, conversation, question, history)
     if memory is None:
         turn.conversation = None
@@ -87,9 +80,11 @@ def begun(
         raise TalkError("this conversation is being answered", hint="wait for the answer, or stop it")
     turn.is_first = conversation is None
     kept = memory.begin(next(iter(engines))) if conversation is None else conversation
-    turn.conversation, turn.id = kept, memory.add(kept, question)
-    if turn.is_first and (shown := question.get("page")):  # else the title would be the file's first words
-        memory.rename(kept, shown["text"].strip() or ", ".join(shown["files"]))
+    names = [file.name for file in files]
+    turn.conversation = kept
+    turn.id = memory.add(kept, question, page={"text": text, "files": names} if files else None)
+    if turn.is_first and files:  # else the title would be the file's first words
+        memory.rename(kept, text.strip() or ", ".join(names))
     _under_way[memory.path, kept] = turn
     return turn
 
@@ -135,16 +130,13 @@ async def _answer(turn: Turn, name: str, answers: Answers, events: asyncio.Queue
 
 
 def _pieces(turn: Turn, name: str) -> Iterator[Piece]:
-    """Ask a model; one that knows no turns goes on with the text of the question alone."""
+    """Ask a model."""
     engine = turn.engines[name]
-    if not engine.chats:
-        return engine.complete(str(turn.question["content"]), turn.how)
     if turn.memory is None or turn.conversation is None:
         messages, _ = without_oldest(engine, None, [*turn.history, turn.question], turn.how)
     else:
-        room = answer_tokens(engine, turn.how, [turn.question])
-        messages = fitted(engine, turn.memory, turn.conversation, None, answer_tokens=room).messages
-    return engine.chat([{key: one[key] for key in SENT if key in one} for one in messages], turn.how)
+        messages, _ = of_memory(engine, turn.memory, turn.conversation, None, turn.question, turn.how)
+    return answered(engine, messages, turn.how)
 
 
 def _keep(turn: Turn) -> Event:
@@ -158,9 +150,8 @@ def _keep(turn: Turn) -> Event:
     try:
         answers = [{"model": name, "text": turn.said[name]} for name in turn.engines if turn.said.get(name)]
         if answers:
-            page = {"answers": answers}
-            message = {"role": "assistant", "content": answers[0]["text"], "page": page}
-            return {"message": memory.add(conversation, message)}
+            message = {"role": "assistant", "content": answers[0]["text"]}
+            return {"message": memory.add(conversation, message, page={"answers": answers})}
         if turn.is_first:
             memory.delete(conversation)
         else:

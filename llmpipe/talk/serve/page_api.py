@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from llmpipe.errors import LlmpipeError, TalkError
 from llmpipe.talk import attachments
 from llmpipe.talk.engine import Engine
-from llmpipe.talk.memory import Conversation, Memory, Stored
+from llmpipe.talk.memory import Memory
+from llmpipe.talk.records import Conversation, Stored
 from llmpipe.talk.serve import page_answer, preferred
 from llmpipe.talk.session import MODES, NOT_YET
+from llmpipe.talk.words import excerpt
 
 EXCERPT_CHARS = 90
 
@@ -123,15 +125,13 @@ def found(request: Request, q: str) -> dict[str, Any]:
         conversations = {one.id: one for one in memory.conversations(-1)}
         excerpts: dict[int, str] = {}
         for hit in memory.search(q, limit=50):
-            excerpts.setdefault(hit.conversation, _excerpt(hit.content, q))
+            excerpts.setdefault(hit.conversation, excerpt(hit.content, q, chars=EXCERPT_CHARS))
     for one in conversations.values():
         if q.casefold() in one.title.casefold():
             excerpts.setdefault(one.id, "")
     return {
         "conversations": [
-            _listed(conversations[one]) | {"excerpt": excerpt}
-            for one, excerpt in excerpts.items()
-            if one in conversations
+            _listed(conversations[one]) | {"excerpt": part} for one, part in excerpts.items() if one in conversations
         ]
     }
 
@@ -155,7 +155,8 @@ def say(request: Request, question: Question) -> StreamingResponse:
             {name: engines[name] for name in names},
             _memory(request),
             question.conversation,
-            page_answer.asked(question.text, files),
+            question.text,
+            files=files,
             history=[one.model_dump() for one in question.history],
         )
     return StreamingResponse(page_answer.stream(turn, request.app.state.answers), media_type="application/x-ndjson")
@@ -200,22 +201,12 @@ def _listed(one: Conversation) -> dict[str, Any]:
 
 
 def _shown(one: Stored) -> bool:
-    return one.role in ("user", "assistant") and bool(one.content or one.message.get("page"))
+    return one.role in ("user", "assistant") and bool(one.content or one.page)
 
 
 def _turn(one: Stored, conversation: Conversation) -> dict[str, Any]:
     """What the page shows of a message; one from elsewhere, such as `llmpipe chat`, has no `page`."""
-    extra = one.message.get("page") or {}
     if one.role == "user":
-        return {"role": "user", "text": extra.get("text", one.content), "files": extra.get("files", [])}
-    answers = extra.get("answers") or [{"model": conversation.model, "text": one.content}]
-    return {"role": "assistant", "message": one.id, "answers": answers, "preferred": extra.get("preferred")}
-
-
-def _excerpt(text: str, query: str) -> str:
-    """Return the text around the first of the words that is in it."""
-    text = " ".join(text.split())
-    places = [at for word in query.casefold().split() if (at := text.casefold().find(word)) >= 0]
-    start = max(0, min(places, default=0) - EXCERPT_CHARS // 3)
-    cut = text[start : start + EXCERPT_CHARS].strip()
-    return ("…" if start else "") + cut + ("…" if start + EXCERPT_CHARS < len(text) else "")
+        return {"role": "user", "text": one.page.get("text", one.content), "files": one.page.get("files", [])}
+    answers = one.page.get("answers") or [{"model": conversation.model, "text": one.content}]
+    return {"role": "assistant", "message": one.id, "answers": answers, "preferred": one.page.get("preferred")}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
 from llmpipe.errors import TalkError
 from llmpipe.talk.commands import PREFERENCES
@@ -30,7 +29,7 @@ def kept(memory: Memory, conversation: int, message: int, chosen: str) -> tuple[
         place = next((at for at, one in enumerate(messages) if one.id == message), None)
         if place is None:
             raise TalkError(f"conversation {conversation} has no message {message}")
-        extra: dict[str, Any] = messages[place].message.get("page") or {}
+        extra = messages[place].page
         answers = {one["model"]: one["text"] for one in extra.get("answers", [])}
         if len(answers) < 2 or chosen not in answers:
             raise TalkError(f"message {message} has no answers of several models, {chosen} one of them")
@@ -45,5 +44,5 @@ def kept(memory: Memory, conversation: int, message: int, chosen: str) -> tuple[
                 row = preference(prompt, better=answers[chosen], worse=text)
                 append(path, row | {"chosen_model": chosen, "rejected_model": model})
         memory.take_back(conversation, message)
-        best = {"role": "assistant", "content": answers[chosen], "page": {**extra, "preferred": chosen}}
-        return memory.add(conversation, best), path
+        best = {"role": "assistant", "content": answers[chosen]}
+        return memory.add(conversation, best, page={**extra, "preferred": chosen}), path

@@ -12,16 +12,15 @@ import os
 import secrets
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from llmpipe import console
 from llmpipe.errors import UsageError
-from llmpipe.flags import guarded
+from llmpipe.packages import refuse_without_server
 
 if TYPE_CHECKING:
     from llmpipe.talk.engine import Engine
@@ -30,74 +29,56 @@ TOKEN_VARIABLE = "LLMPIPE_TOKEN"
 SHORTEST_TOKEN = 16
 
 
-def add_to(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(rich_help_panel="Talk")(guarded(serve))
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for; `expose` lets `host` be an address that others can reach."""
+
+    models: Sequence[str]
+    host: str
+    port: int
+    expose: bool = False
+    other_hosts: Sequence[str] = ()
+    token_file: Path | None = None
+    key_variable: str | None = None
+    memory: Path | None = None
+    keeps: bool = True
+    parallel: int = 8
 
 
-def serve(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MODEL...", help="RUN (its last model), RUN:STAGE, a folder, FILE.gguf, hub:ID or URL#MODEL."
-        ),
-    ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
-    expose: Annotated[bool, typer.Option("--expose", help="Let --host be an address that others can reach.")] = False,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Another name that the server is called by.")
-    ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help=f"Holds the token; else {TOKEN_VARIABLE}, else a random one is made."),
-    ] = None,
-    key_variable: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Environment variable that holds the key of a URL#MODEL.")
-    ] = None,
-    memory: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The page's memory; $LLMPIPE_HOME/memory.sqlite3 if left out.")
-    ] = None,
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Keep nothing of what is said.")] = False,
-    parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 8,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print address, token and sign-in link as JSON once it serves.")
-    ] = False,
-) -> None:
-    """Serve models over OpenAI's HTTP API, and a page to talk to them in."""
-    from llmpipe.packages import refuse_without_server
+def serve(wanted: Wanted, *, as_json: bool) -> None:
+    """Serve until SIGTERM or Ctrl-C.
 
+    Raises:
+        UsageError: the address, the token or a package is not there, or would let others in.
+        LlmpipeError: a model or the memory cannot be opened.
+        KeyboardInterrupt: it was Ctrl-C.
+    """
     refuse_without_server()
-    if no_memory and memory:
-        raise UsageError("--no-memory keeps nothing, so no memory can be named beside it")
-    _refuse_exposed(host, expose=expose)
-    given = _given_token(token_file)
-    with _listening(host, port) as listening, ExitStack() as opened:
-        engines = _engines(models, key_variable, opened)
+    _refuse_exposed(wanted.host, expose=wanted.expose)
+    given = _given_token(wanted.token_file)
+    with _listening(wanted.host, wanted.port) as listening, ExitStack() as opened:
+        engines = _engines(wanted.models, wanted.key_variable, opened)
 
         from llmpipe.talk.memory import Memory, default_path
         from llmpipe.talk.serve.app import create_app
         from llmpipe.talk.serve.connection import serve as listen
         from llmpipe.talk.serve.guard import LOOPBACK, Limits
 
-        kept = None if no_memory else opened.enter_context(Memory(memory or default_path()))
+        kept = opened.enter_context(Memory(wanted.memory or default_path())) if wanted.keeps else None
         token = given or secrets.token_urlsafe(32)
-        hosts = [*LOOPBACK, _in_url(host), *(allow_host or ())]
-        app = create_app(engines, memory=kept, limits=Limits(running=parallel), token=token, hosts=hosts)
-        address = f"http://{_in_url(host)}:{listening.getsockname()[1]}"
-        told = {
-            "address": address,
-            "models": list(engines),
-            "signin": f"{address}/signin?code={app.state.signin.code()}",
-        }
-        if json_output:
+        hosts = [*LOOPBACK, _in_url(wanted.host), *wanted.other_hosts]
+        app = create_app(engines, memory=kept, limits=Limits(running=wanted.parallel), token=token, hosts=hosts)
+        address = f"http://{_in_url(wanted.host)}:{listening.getsockname()[1]}"
+        signin = f"{address}/signin?code={app.state.signin.code()}"
+        told = {"address": address, "models": list(engines), "signin": signin}
+        if as_json:
             console.data(json.dumps(told | {"token": token}))
         else:
             _tell(told, None if given else token)
         listen(app, listening)
 
 
-def _engines(models: list[str], key_variable: str | None, opened: ExitStack) -> dict[str, Engine]:
+def _engines(models: Sequence[str], key_variable: str | None, opened: ExitStack) -> dict[str, Engine]:
     from llmpipe.talk.opening import opened as open_engine
 
     engines: dict[str, Engine] = {}
