@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,14 +88,32 @@ def objective_problem(arch: str, objective: str) -> str | None:
     return f"{arch} is not for objective: {objective}, as {TWO_OF_THEM[objective]} are, but for {' or '.join(fitting)}"
 
 
+def _config_class(arch: str) -> str | None:
+    """Name the class of an architecture's configuration."""
+    class_name = _names("auto_mappings.py", "CONFIG_MAPPING_NAMES").get(arch)
+    if class_name is None:
+        return None
+    folder = _auto().parent / arch.replace("-", "_")  # a search through all of transformers takes a while
+    return f"{f'transformers.models.{folder.name}' if folder.is_dir() else 'transformers'}.{class_name}"
+
+
 def config_problems(arch: str, config: Mapping[str, object]) -> list[str]:
     """Return what is wrong with the keys of an architecture's configuration, one text for each."""
     found = [f"{key} is not yours to set: {OURS[key]}" for key in config if key in OURS]
-    class_name = _names("auto_mappings.py", "CONFIG_MAPPING_NAMES").get(arch)
-    if class_name is None:
+    config_class = _config_class(arch)
+    if config_class is None:
         return found
     rest = {key: value for key, value in config.items() if key not in OURS and key not in COMMON}
-    folder = _auto().parent / arch.replace("-", "_")  # a search through all of transformers takes a while
-    place = f"transformers.models.{folder.name}" if folder.is_dir() else "transformers"
-    wrong = passthrough.option_problems(f"{place}.{class_name}", rest)
+    wrong = passthrough.option_problems(config_class, rest)
     return found + [f"{key} {'is ' if message.startswith('not') else ''}{message}" for key, message in wrong]
+
+
+def completed(arch: str, config: Mapping[str, object]) -> dict[str, object]:
+    """Return an architecture's whole configuration: what is given, and the defaults that are plain values."""
+    config_class = _config_class(arch)
+    defaults = passthrough.options_of(config_class) if config_class else {}
+    found: dict[str, object] = {}
+    for name, option in defaults.items():
+        with suppress(ValueError, SyntaxError):
+            found[name] = ast.literal_eval(option.default)
+    return found | dict(config)

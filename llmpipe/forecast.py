@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmpipe import architectures
 from llmpipe.artifact import StepRecord, read_json
 from llmpipe.errors import StageError
 from llmpipe.estimate import Estimate, flops
@@ -62,10 +63,12 @@ def _shape(
 ) -> Shape | None:
     """Find the shape of the model that a stage trains."""
     model = record.settings.get("model") or {}
-    if "size" in model:
+    if "size" in model or "arch" in model:
         tokenizer = record.settings.get("tokenizer") or {}
         vocabulary = vocabularies.get(tokenizer.get("stage", ""), 0) or _vocabulary(Path(tokenizer.get("path", "")))
-        return _dialled(model["size"], vocabulary, record.settings["objective"])
+        if "size" in model:
+            return _dialled(model["size"], vocabulary, record.settings["objective"])
+        return _configured(model["arch"], model.get("config") or {}, vocabulary)
     if "stage" in model:
         if model["stage"] in shapes:
             return shapes[model["stage"]]
@@ -86,6 +89,32 @@ def _dialled(size: int, vocabulary: int, objective: str) -> Shape | None:
     width = shape.get("hidden_size") or shape["d_model"]
     parameters = shapes.parameters(depth, width, vocabulary, objective=objective)
     return Shape(parameters, width, 2 * depth if objective == "denoising" else depth, vocabulary)
+
+
+def _configured(arch: str, config: Mapping[str, Any], vocabulary: int) -> Shape | None:
+    """Count the weights that a configuration makes, within a few per cent: no norms, biases, positions or heads."""
+    given = architectures.completed(arch, config)
+
+    def first(*names: str) -> Any:
+        return next((given[name] for name in names if given.get(name)), 0)
+
+    width = first("hidden_size", "n_embd", "d_model")
+    depth = first("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
+    heads = first("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
+    if not (vocabulary and width and depth and heads) or first("num_local_experts", "num_experts", "n_routed_experts"):
+        return None  # one without attention, or with several feed-forward parts of which a token sees some
+    head = first("head_dim", "d_kv") or width // heads
+    attention = 2 * width * head * (heads + (first("num_key_value_heads") or heads))
+    act = str(first("hidden_act", "feed_forward_proj"))
+    is_gated = act == "silu" or act.startswith("gated") or "hidden_activation" in given
+    feed_forward = (3 if is_gated else 2) * width * first("intermediate_size", "n_inner", "d_ff", "encoder_ffn_dim")
+    layer = attention + (feed_forward or 8 * width**2)  # four times the width where nothing is said, as in GPT-2
+    decoders = 0
+    if "decoder_layers" in given or "num_decoder_layers" in given:
+        decoders = first("decoder_layers", "num_decoder_layers") or depth
+    embeddings = vocabulary * width * (1 if given.get("tie_word_embeddings", True) else 2)
+    layers = depth * layer + decoders * (layer + attention)  # a decoder's layers look at the encoder, too
+    return Shape(embeddings + layers, width, depth + decoders, vocabulary)
 
 
 def _vocabulary(folder: Path) -> int:

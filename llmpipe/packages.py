@@ -10,6 +10,9 @@ from llmpipe.data.rows import needed, shown
 from llmpipe.errors import Problem, UsageError
 from llmpipe.plan import Step
 
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
+"""What `trainer.report_to` may name and is a package of the same name."""
+
 
 def refuse_missing(steps: Sequence[Step]) -> None:
     """Refuse to begin where a step needs a package that is not installed.
@@ -21,6 +24,7 @@ def refuse_missing(steps: Sequence[Step]) -> None:
     refuse_without_readers(steps)
     refuse_without_lm_eval(steps)
     refuse_without_datatrove(steps)
+    refuse_without_trackers(steps)
 
 
 def refuse_without_gguf(steps: Sequence[Step]) -> None:
@@ -96,6 +100,21 @@ def refuse_without_datatrove(steps: Sequence[Step]) -> None:
     if needs and not is_there("datatrove"):
         problem = Problem(f"stage {needs[0]} needs the package datatrove, which is not installed")
         raise UsageError(problem, hint="pip install 'llmpipe[datatrove]'")
+
+
+def refuse_without_trackers(steps: Sequence[Step]) -> None:
+    """Refuse to begin where a stage reports to a package that is missing.
+
+    Raises:
+        UsageError: the first such stage and all that it lacks.
+    """
+    for step in steps:
+        asked = (step.record.settings.get("trainer") or {}).get("report_to", ())
+        named = [asked] if isinstance(asked, str) else asked
+        missing = [name for name in TRACKERS if name in named and not is_there(name)]
+        if missing and step.action not in ("skip", "wait"):
+            problem = f"stage {step.name} reports to {' and '.join(missing)}, which is not installed"
+            raise UsageError(Problem(problem), hint=f"pip install {' '.join(missing)}")
 
 
 def refuse_without_server() -> None:

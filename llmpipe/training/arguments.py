@@ -66,6 +66,7 @@ def build(
     merged.setdefault("save_steps", merged["eval_steps"])
     merged.setdefault("save_strategy", "steps")
     merged.setdefault("per_device_eval_batch_size", max(1, eval_tokens // row_tokens))
+    follow(merged, ctx)
     try:
         return cls(
             **merged,
@@ -82,6 +83,19 @@ def build(
         )
     except (ValueError, TypeError) as error:
         raise StageError(f"trainer options: {error}".splitlines()[0]) from error
+
+
+def follow(options: dict[str, Any], ctx: Context) -> None:
+    """Give what `report_to` names a name for this stage; a rehearsal reports to nobody.
+
+    TensorBoard's files go beside the stage's others: by default Trainer puts them among the checkpoints.
+    """
+    if ctx.is_rehearsal:
+        options["report_to"] = "none"
+    if options["report_to"] != "none":
+        options.setdefault("run_name", f"{ctx.run_dir.name}-{ctx.step.name}")
+        options.setdefault("project", "llmpipe")
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(ctx.dir / "tensorboard"))
 
 
 def _chosen_once(settings: TrainingSettings, ctx: Context, *, tokens: int, width: int) -> precisions.Precision:
