@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,11 +104,17 @@ class Kit:
 
     def permits(self, tool: Tool, arguments: Mapping[str, Any]) -> bool:
         """Return whether a call may be made; where that is not known, the user is asked."""
-        if tool.needs in FREE or tool.name in self.allowed:
+        if tool.needs in FREE:
             return True
-        answer = self.asks(Wish(shown(tool.name), listed(arguments), WHY[tool.needs]))
+        return self.permits_all((tool.name,), Wish(shown(tool.name), listed(arguments), WHY[tool.needs]))
+
+    def permits_all(self, names: Collection[str], wish: Wish) -> bool:
+        """Return whether the user has allowed these tools, or grants a wish for them."""
+        if self.allowed.issuperset(names):
+            return True
+        answer = self.asks(wish)
         if answer == "conversation":
-            self.allowed.add(tool.name)
+            self.allowed.update(names)
         return answer in ("once", "conversation")
 
     def state(self, tool: Tool) -> str:

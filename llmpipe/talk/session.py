@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from llmpipe.errors import TalkError, did_you_mean
 from llmpipe.talk.attachments import Attachment, with_files
 from llmpipe.talk.calling import with_tools
+from llmpipe.talk.deep_search import deep_search
 from llmpipe.talk.engine import Engine, Message, Piece, Sampling
 from llmpipe.talk.kit import Kit
 from llmpipe.talk.parts import Note, Parts, Step, Steps
@@ -216,5 +217,11 @@ def _chat(session: Session) -> Steps:
         yield from with_tools(session.ask, session.kit)
 
 
-MODES: dict[str, Callable[[Session], Steps]] = {"chat": _chat}
+def _deep_search(session: Session) -> Steps:
+    """Answer from the web, with sources."""
+    asked = Asked(session.engine, session.how())
+    yield from deep_search(session.kit, asked, session.asked[:-1], session.question or "")
+
+
+MODES: dict[str, Callable[[Session], Steps]] = {"chat": _chat, "deep-search": _deep_search}
 """How an answer comes about, by name."""
