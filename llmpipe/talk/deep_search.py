@@ -80,7 +80,7 @@ class _Search:
     before: Sequence[Message]
     question: str
     box: Toolbox
-    calls: int = MOST_CALLS
+    calls: int = field(default_factory=lambda: MOST_CALLS)
     end: float = field(default_factory=lambda: time.monotonic() + MOST_SECONDS)
 
     @property
