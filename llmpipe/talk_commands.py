@@ -20,6 +20,15 @@ KeyVariable = Annotated[
     typer.Option("--key-variable", metavar="NAME", help="Environment variable that holds a server's API key."),
 ]
 
+ToolNames = Annotated[
+    list[str] | None,
+    typer.Option("--tools", metavar="NAMES", help="Tools that the model may ask for, such as calculator,web_search."),
+]
+Allowed = Annotated[
+    list[str] | None, typer.Option("--allow", metavar="NAMES", help="Tools that it may use without being asked for.")
+]
+McpFile = Annotated[Path | None, typer.Option("--mcp", metavar="FILE", help="MCP servers whose tools it may ask for.")]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
@@ -40,6 +49,12 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answers.")] = None,
     key_variable: KeyVariable = None,
+    tools: ToolNames = None,
+    allow: Allowed = None,
+    file: Annotated[
+        list[Path] | None, typer.Option("--file", metavar="FILE", help="A file that the model may read.")
+    ] = None,
+    mcp: McpFile = None,
     json_output: Json = False,
 ) -> None:
     """Talk to a model; through a pipe, all of stdin is one message, and only the answer is printed."""
@@ -48,6 +63,7 @@ def chat(
     if continue_ and conversation:
         raise UsageError("--continue is the newest conversation; name another one by --conversation alone")
     from llmpipe.talk.engine import Sampling
+    from llmpipe.talk.equipping import Tools, names_of
     from llmpipe.talk.repl import Wanted
     from llmpipe.talk.repl import chat as talk
 
@@ -59,6 +75,7 @@ def chat(
         keeps=not no_memory,
         continued="last" if continue_ else conversation,
         key_variable=key_variable,
+        tools=Tools(names_of(tools), names_of(allow), file or (), mcp),
     )
     talk(wanted, as_json=json_output)
 

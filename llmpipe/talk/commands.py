@@ -14,7 +14,11 @@ from llmpipe import console
 from llmpipe.errors import LlmpipeError, TalkError, did_you_mean
 from llmpipe.talk import attachments, kept
 from llmpipe.talk.engine import Piece
-from llmpipe.talk.session import MODES, NOT_YET
+from llmpipe.talk.equipping import refuse_missing
+from llmpipe.talk.kit import Kit
+from llmpipe.talk.session import MODES
+from llmpipe.tools.documents import READERS
+from llmpipe.tools.toolbox import NAMES
 
 if TYPE_CHECKING:
     from llmpipe.talk.memory import Memory
@@ -99,21 +103,50 @@ def _mode(chat: Chat, name: str) -> None:
     if name:
         chat.session.mode = name
     names = [f"{one} (now)" if one == chat.session.mode else one for one in MODES]
-    console.say(f"  {', '.join(names)}; to come: {', '.join(NOT_YET)}")
+    console.say(f"  {', '.join(names)}")
 
 
-def _tools(_: Chat, __: str) -> None:
-    console.say("  there are no tools yet: a model answers from what it knows and what you tell it")
-    console.say("  /attach FILE gives it a text")
+def _tools(chat: Chat, words: str) -> None:
+    kit = _kit_of(chat)
+    what, _, name = words.partition(" ")
+    if words:
+        if what not in ("on", "allow", "off") or not name:
+            raise TalkError(f"/tools {words} says nothing of a tool", hint="/tools on NAME, allow NAME or off NAME")
+        if what == "off":
+            kit.turn_off(name)
+        else:
+            if name in NAMES and name not in kit.toolbox.tools:
+                refuse_missing(name)
+            kit.turn_on(name, is_allowed=what == "allow")
+    console.show(console.table([(tool.name, kit.state(tool)) for tool in kit.toolbox.tools.values()]))
+    if not words:
+        console.say("  /tools on NAME: the model may ask for it; allow NAME: it need not; off NAME", style="dim")
+
+
+def _kit_of(chat: Chat) -> Kit:
+    if chat.session.kit is None or not chat.session.engine.chats:
+        raise TalkError(f"{chat.session.engine.name} knows no turns, so it calls no tools")
+    return chat.session.kit
 
 
 def _attach(chat: Chat, name: str) -> None:
     if name:
-        chat.attached.append(attachments.read(Path(name.strip("'\"")).expanduser()))
+        _take_file(chat, Path(name.strip("'\"")).expanduser())
     for file in chat.attached:
         console.say(f"  {file.name}, {len(file.text):,} characters: goes along with what you say next")
-    if not chat.attached:
+    if not name and not chat.attached:
         console.say("  nothing is attached")
+
+
+def _take_file(chat: Chat, path: Path) -> None:
+    """Send a file along, or let the model read it: one that is no plain text, or too large to be sent."""
+    kind = path.suffix.lower()
+    is_sent = kind in attachments.LANGUAGES and not (path.is_file() and path.stat().st_size > attachments.MOST_BYTES)
+    if is_sent or kind not in READERS or not chat.session.engine.chats or chat.session.kit is None:
+        chat.attached.append(attachments.read(path))
+        return
+    chat.session.kit.name_file(path)
+    console.say(f"  {path.name}: the model may read it, by the tool read_file")
 
 
 def _memory(chat: Chat, text: str) -> None:
@@ -176,7 +209,7 @@ def _compare(chat: Chat, name: str) -> None:
         parts = [part.text for part in chat.session.asked_of(other) if isinstance(part, Piece)]
     names = [engine.name.rpartition(":")[2] for engine in (chat.session.engine, other)]
     answers = ((f"1  {names[0]}", chat.session.answer), (f"2  {names[1]}", "".join(parts)))
-    chat.compared = Compared(chat.session.messages[:-1], answers)
+    chat.compared = Compared(chat.session.asked, answers)
     _show_compared(answers)
     console.say("  /rank says which is better", style="dim")
 
@@ -241,8 +274,8 @@ def _quit(_: Chat, __: str) -> None:
 COMMANDS = {
     "/system": Command(_system, "[TEXT | off]", "say how the model is to be, or show it"),
     "/mode": Command(_mode, "[NAME]", "how answers are made"),
-    "/tools": Command(_tools, "", "what the model may use"),
-    "/attach": Command(_attach, "[FILE]", f"send a file along: {attachments.KNOWN}"),
+    "/tools": Command(_tools, "[on | allow | off NAME]", "what the model may use, and what it has to ask for"),
+    "/attach": Command(_attach, "[FILE]", f"send a file along, or let it be read: {', '.join(READERS)}"),
     "/memory": Command(_memory, "[WORDS | remember TEXT]", "show facts, search what was said, keep a fact"),
     "/forget": Command(_forget, "N | this", "delete a fact, or this conversation"),
     "/compare": Command(_compare, "STAGE", "have another stage answer it, too"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmpipe.artifact import cannot_write
 from llmpipe.errors import Problem, TalkError
+from llmpipe.talk.calls import written_out
 from llmpipe.talk.engine import Message
 
 
@@ -19,7 +20,7 @@ def conversation(messages: Sequence[Message]) -> dict[str, Any]:
     Raises:
         TalkError: nothing was answered.
     """
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in messages]
+    turns = written_out(messages)
     while turns and turns[-1]["role"] != "assistant":
         turns.pop()
     if not turns:
@@ -29,8 +30,7 @@ def conversation(messages: Sequence[Message]) -> dict[str, Any]:
 
 def preference(prompt: Sequence[Message], *, better: str, worse: str) -> dict[str, Any]:
     """Return two answers to one prompt as a row of preferences."""
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
-    return {"prompt": turns, "chosen": _answer(better), "rejected": _answer(worse)}
+    return {"prompt": written_out(prompt), "chosen": _answer(better), "rejected": _answer(worse)}
 
 
 def _answer(text: str) -> list[dict[str, str]]:

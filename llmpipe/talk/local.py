@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from llmpipe.errors import TalkError
 from llmpipe.evaluation.decoding import Decoder, End, Request
 from llmpipe.evaluation.kept import KEPT
 from llmpipe.settings import AnySource
+from llmpipe.talk.calls import form_of, told, with_calls
 from llmpipe.talk.engine import Message, Piece, Sampling, Usage
 from llmpipe.talk.text import Written
 from llmpipe.training import models
@@ -29,6 +31,8 @@ class LocalEngine:
         self.name, self.tokenizer = name, tokenizer
         self.context = models.context_length(model)
         self.chats = tokenizer.chat_template is not None
+        self.form = form_of(tokenizer.chat_template)
+        self.special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.lock = threading.Lock()
         """A tokenizer in Rust refuses to be borrowed by two threads where one of them changes how it cuts."""
         self.decoder = Decoder(model.eval(), _ends(model, tokenizer), keep=keep)
@@ -53,7 +57,15 @@ class LocalEngine:
         Raises:
             TalkError: it does not fit into the context, the template refuses it, or the model fails.
         """
-        return self._answer(self._ids(messages, tools), how, is_bare=self.chats)
+        ids = self._ids(messages, tools)
+        if not tools or not self.chats:
+            return self._answer(ids, how, self._decode, is_bare=self.chats)
+        own = getattr(self.tokenizer, "response_template", None)  # transformers 5.24: few tokenizers have one yet
+        marks = {number for number, token in self.special.items() if own or token in self.form.marks}
+        pieces = self._answer(ids, how, partial(self._decode_with, marks), is_bare=True)
+        prefix = str(self.tokenizer.decode(ids)) if own else ""
+        parser = self.tokenizer.get_response_parser(own or self.form.schema(), prefix=prefix, tools=list(tools))
+        return with_calls(pieces, parser, self.form, tools)
 
     def complete(self, text: str, how: Sampling) -> Iterator[Piece]:
         """Continue a text.
@@ -61,7 +73,7 @@ class LocalEngine:
         Raises:
             TalkError: it does not fit into the context, or the model fails.
         """
-        return self._answer(self._cut(text, special=True), how, is_bare=False)
+        return self._answer(self._cut(text, special=True), how, self._decode, is_bare=False)
 
     def close(self) -> None:
         """End the thread and let the model go."""
@@ -70,9 +82,12 @@ class LocalEngine:
     def _ids(self, messages: Sequence[Message], tools: Sequence[Message]) -> list[int]:
         if not self.chats:
             return self._cut(_text(messages[-1].get("content")) if messages else "", special=True)
+        harmless = [self._harmless(message) for message in messages]
+        if self.form.is_told:
+            harmless, tools = told(harmless, tools), ()
         try:
             text = self.tokenizer.apply_chat_template(
-                [_plain(message) for message in messages],
+                [_plain(message) for message in harmless],
                 tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=True,
@@ -88,7 +103,18 @@ class LocalEngine:
         with self.lock:
             return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def _answer(self, ids: list[int], how: Sampling, *, is_bare: bool) -> Iterator[Piece]:
+    def _harmless(self, message: Message) -> Message:
+        """Write the special tokens in what a tool gave as words, or a web page could take the user's turn."""
+        if message["role"] != "tool":
+            return message
+        content = _text(message.get("content"))
+        for token in self.special.values():
+            content = content.replace(token, f"{token[:1]} {token[1:]}")
+        return message | {"content": content}
+
+    def _answer(
+        self, ids: list[int], how: Sampling, decode: Callable[[list[int]], str], *, is_bare: bool
+    ) -> Iterator[Piece]:
         if not ids:
             raise TalkError("there is nothing to continue", hint="this model has no token to begin with: give a text")
         if len(ids) >= self.context:
@@ -98,10 +124,15 @@ class LocalEngine:
             )
         room = min(how.max_new_tokens, self.context - len(ids))
         request = Request(ids, room, how.temperature, top_p=how.top_p, seed=how.seed)
-        return self._pieces(request, Written(self._decode, ids, how.stop), is_bare=is_bare)
+        return self._pieces(request, Written(decode, ids, how.stop), is_bare=is_bare)
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _decode_with(self, marks: set[int], ids: list[int]) -> str:
+        """Decode with those special tokens that mark a call."""
+        told = [number for number in ids if number in marks or number not in self.special]
+        return str(self.tokenizer.decode(told, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _pieces(self, request: Request, written: Written, *, is_bare: bool) -> Iterator[Piece]:
         """Give the text of an answer as its tokens come; `is_bare` leaves out the space around it."""

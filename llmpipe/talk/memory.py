@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from llmpipe.errors import TalkError
+from llmpipe.talk.calls import written_out
 from llmpipe.talk.engine import Message
 from llmpipe.talk.memory_file import MemoryFile
 from llmpipe.talk.records import Conversation, Fact, Stored, Summary
@@ -65,19 +66,12 @@ class Memory:
 
     def add(self, conversation: int, message: Message, *, page: dict[str, Any] | None = None) -> int:
         """Keep a message and return its id; once this returns, it is on the disk. The first question is the title."""
-        text, now = text_of(message), _now()
-        role, whole = plain(str(message["role"])), message | ({_PAGE: page} if page else {})
+        return self.add_all(conversation, [message | ({_PAGE: page} if page else {})])[0]
+
+    def add_all(self, conversation: int, messages: Sequence[Message]) -> list[int]:
+        """Keep messages that belong together, all of them or none; return their ids."""
         with self._writing(conversation) as file:
-            if role == "user":
-                title = line_of(text)
-                file.execute("UPDATE conversation SET title = ? WHERE id = ? AND title = ''", (title, conversation))
-            file.execute("UPDATE conversation SET said = ? WHERE id = ?", (now, conversation))
-            values = (conversation, role, text, plain(json.dumps(whole, ensure_ascii=False)), now)
-            return _id(
-                file.execute(
-                    "INSERT INTO message (conversation, role, content, message, said) VALUES (?,?,?,?,?)", values
-                )
-            )
+            return [_add(file, conversation, message) for message in messages]
 
     def messages(self, conversation: int) -> list[Stored]:
         """Return the messages of a conversation, the oldest first."""
@@ -236,6 +230,18 @@ def _found(file: sqlite3.Connection, conversation: int) -> Conversation:
     return Conversation(*row)
 
 
+def _add(file: sqlite3.Connection, conversation: int, message: Message) -> int:
+    text, now, role = text_of(message), _now(), plain(str(message["role"]))
+    if role == "user":
+        title = line_of(text)
+        file.execute("UPDATE conversation SET title = ? WHERE id = ? AND title = ''", (title, conversation))
+    file.execute("UPDATE conversation SET said = ? WHERE id = ?", (now, conversation))
+    values = (conversation, role, text, plain(json.dumps(message, ensure_ascii=False)), now)
+    return _id(
+        file.execute("INSERT INTO message (conversation, role, content, message, said) VALUES (?,?,?,?,?)", values)
+    )
+
+
 def _stored(row: tuple[Any, ...]) -> Stored:
     number, conversation, role, content, when, whole = row
     message, page = _parts(whole)
@@ -255,7 +261,7 @@ def _lines(file: sqlite3.Connection) -> Iterator[dict[str, Any]]:
     for row in file.execute(f"{_CONVERSATIONS} ORDER BY id"):
         talk = asdict(Conversation(*row))
         messages = file.execute("SELECT message FROM message WHERE conversation = ? ORDER BY id", (talk["id"],))
-        yield talk | {"messages": [_parts(message)[0] for (message,) in messages]}
+        yield talk | {"messages": written_out([_parts(message)[0] for (message,) in messages])}
 
 
 def _id(cursor: sqlite3.Cursor) -> int:

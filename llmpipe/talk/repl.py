@@ -19,6 +19,8 @@ from llmpipe.inspection import models_of
 from llmpipe.talk import commands
 from llmpipe.talk.attachments import Attachment
 from llmpipe.talk.engine import Engine, Finish, Sampling
+from llmpipe.talk.equipping import Tools, equipped
+from llmpipe.talk.kit import Asks, nobody
 from llmpipe.talk.opening import ADDRESS, opened
 from llmpipe.talk.screen import Screen
 from llmpipe.talk.session import Note, Parts, Session
@@ -38,6 +40,7 @@ class Wanted:
     keeps: bool = True
     continued: int | str | None = None
     key_variable: str | None = None
+    tools: Tools = field(default_factory=Tools)
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Chat:
             with closing(parts):
                 for part in parts:
                     if isinstance(part, Note):
+                        screen.end()
                         console.say(f"  {part.text}", style="dim")
                     else:
                         screen.write(part.text)
@@ -109,7 +113,8 @@ class Chat:
         old = self.session
         if old.memory is not None and old.conversation is not None:
             old.memory.delete(old.conversation)
-        self.session = Session(old.engine, old.memory, system=old.system, sampling=old.sampling)
+        kit = old.kit.afresh() if old.kit else None
+        self.session = Session(old.engine, old.memory, system=old.system, sampling=old.sampling, kit=kit)
         self.compared = None
 
 
@@ -134,8 +139,12 @@ def chat(wanted: Wanted, *, as_json: bool) -> None:
             with console.err.status(f"loading {name}"):
                 return stack.enter_context(opened(name, key_variable=wanted.key_variable if is_key_for_it else None))
 
+        engine = load(wanted.model)
+        kit = stack.enter_context(equipped(wanted.tools, [engine], asks=_asks(at_terminal), all_there=at_terminal))
+        for note in kit.toolbox.notes:
+            console.say(f"  {note}", style="dim")
         session = Session(
-            load(wanted.model), memory, system=wanted.system, sampling=wanted.sampling, conversation=conversation
+            engine, memory, system=wanted.system, sampling=wanted.sampling, conversation=conversation, kit=kit
         )
         if at_terminal:
             from llmpipe.talk.terminal import converse
@@ -143,6 +152,15 @@ def chat(wanted: Wanted, *, as_json: bool) -> None:
             converse(session, wanted, load)
         else:
             _answer(session, text, as_json=as_json)
+
+
+def _asks(at_terminal: bool) -> Asks:
+    """Return who allows calls of tools: the user at the terminal, else nobody."""
+    if not at_terminal:
+        return nobody
+    from llmpipe.talk.terminal import consent
+
+    return consent
 
 
 def _stdin(model: str) -> str:

@@ -10,27 +10,22 @@ and the oldest are left out once the model's context is full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from llmpipe.errors import TalkError, did_you_mean
 from llmpipe.talk.attachments import Attachment, with_files
+from llmpipe.talk.calling import with_tools
+from llmpipe.talk.deep_search import deep_search
 from llmpipe.talk.engine import Engine, Message, Piece, Sampling
+from llmpipe.talk.kit import Kit
+from llmpipe.talk.parts import Note, Parts, Step, Steps
+from llmpipe.talk.sent import Asked, last_turn, of_memory, with_system, without_oldest
 
 if TYPE_CHECKING:
     from llmpipe.talk.memory import Memory
-
-
-Parts = Generator["Piece | Note", None, None]
-"""An answer as it comes; closing it stops the model."""
-
-
-@dataclass(frozen=True)
-class Note:
-    """A step on the way to an answer, to be shown beside it."""
-
-    text: str
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,10 @@ class Session:
         system: str | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
         conversation: int | None = None,
+        kit: Kit | None = None,
     ) -> None:
         self.engine, self.memory, self.system, self.sampling = engine, memory, system, sampling
-        self.conversation = conversation
+        self.conversation, self.kit = conversation, kit
         self._mode = "chat"
         self._retries = self._left_out = 0
         self._turns: list[_Turn] = []
@@ -72,8 +68,6 @@ class Session:
 
     @mode.setter
     def mode(self, name: str) -> None:
-        if name in NOT_YET:
-            raise TalkError(f"{name} is not there yet: {NOT_YET[name]}")
         if name not in MODES:
             known = did_you_mean(name, list(MODES)) or f"; there is {', '.join(MODES)}"
             raise TalkError(f"there is no mode {name!r}{known}")
@@ -82,12 +76,18 @@ class Session:
     @property
     def messages(self) -> list[Message]:
         """The whole conversation, the system text first."""
-        return _with_system(self.system, [turn.message for turn in self._turns])
+        return with_system(self.system, [turn.message for turn in self._turns])
 
     @property
     def question(self) -> str | None:
         """What the user said last."""
         return next((str(turn.message["content"]) for turn in reversed(self._turns) if _is_question(turn)), None)
+
+    @property
+    def asked(self) -> list[Message]:
+        """The conversation up to what the user said last."""
+        turns = self.messages
+        return turns[: -len(last_turn(turns))] + last_turn(turns)[:1]
 
     @property
     def answer(self) -> str | None:
@@ -104,9 +104,10 @@ class Session:
         content = with_files(text, attachments)
         if not content.strip():
             raise TalkError("there is nothing to answer")
+        content = (self.kit.told_of_files() if self.kit else "") + content
         if self._turns and _is_question(self._turns[-1]):
             self._take_back(len(self._turns) - 1)
-        self._add({"role": "user", "content": content})
+        self._add([{"role": "user", "content": content}])
         self._retries = 0
         yield from self._answer()
 
@@ -139,15 +140,20 @@ class Session:
         """
         last = self._last_question("to compare")
         asked = [turn.message for turn in self._turns[: last + 1]]
-        messages, _ = without_oldest(engine, self.system, asked, self.sampling)
-        yield from answered(engine, messages, self.sampling)
+        other = Asked(engine, self.sampling)
+        messages, _ = without_oldest(other, self.system, asked)
+        yield from other.answer(messages)
 
-    def prepared(self) -> tuple[list[Message], int]:
-        """Return what to send of the conversation, and how many turns had to be left out."""
+    def ask(self, tools: Sequence[Message] = ()) -> Parts:
+        """Have the model go on after all that was said so far, in steps too; what it says is not kept."""
+        asked = Asked(self.engine, self.how(), tools)
         turns = [turn.message for turn in self._turns]
         if self.memory is None or self.conversation is None:
-            return without_oldest(self.engine, self.system, turns, self.sampling)
-        return of_memory(self.engine, self.memory, self.conversation, self.system, turns[-1], self.sampling)
+            messages, left_out = without_oldest(asked, self.system, turns)
+        else:
+            messages, left_out = of_memory(asked, self.memory, self.conversation, self.system, last_turn(turns))
+        yield from self.left_out(left_out)
+        yield from asked.answer(messages)
 
     def how(self) -> Sampling:
         """Return how the next answer is sampled: another try of the same question has another seed."""
@@ -161,26 +167,29 @@ class Session:
         self._left_out = turns
 
     def _answer(self) -> Parts:
-        """Pass the mode's answer on, and keep as much of it as came, whatever ends it."""
+        """Pass the mode's answer on, and keep its steps, and as much of the rest as came, whatever ends it."""
         said: list[str] = []
-        answer = MODES[self.mode](self)
         try:
-            for part in answer:
-                if isinstance(part, Piece):
-                    said.append(part.text)
-                yield part
+            with closing(MODES[self.mode](self)) as answer:
+                for part in answer:
+                    if isinstance(part, Step):
+                        self._add(part.messages)
+                        said.clear()
+                        continue
+                    if isinstance(part, Piece):
+                        said.append(part.text)
+                    yield part
         finally:
-            answer.close()
             if (text := "".join(said)).strip():
-                self._add({"role": "assistant", "content": text})
+                self._add([{"role": "assistant", "content": text}])
 
-    def _add(self, message: Message) -> None:
-        number = None
+    def _add(self, messages: Sequence[Message]) -> None:
+        numbers: Sequence[int | None] = [None] * len(messages)
         if self.memory is not None:
             if self.conversation is None:  # only now, so that looking in leaves no empty conversation behind
                 self.conversation = self.memory.begin(self.engine.name)
-            number = self.memory.add(self.conversation, message)
-        self._turns.append(_Turn(message, number))
+            numbers = self.memory.add_all(self.conversation, messages)
+        self._turns += [_Turn(*pair) for pair in zip(messages, numbers, strict=True)]
 
     def _take_back(self, first: int) -> None:
         """Drop this turn and all after it."""
@@ -200,66 +209,19 @@ def _is_question(turn: _Turn) -> bool:
     return bool(turn.message["role"] == "user")
 
 
-def _with_system(system: str | None, turns: Sequence[Message]) -> list[Message]:
-    return [*([{"role": "system", "content": system}] if system else ()), *turns]
+def _chat(session: Session) -> Steps:
+    """Answer from what the model knows, and by the tools that it has."""
+    if session.kit is None or not session.kit.offered() or not session.engine.chats:
+        yield from session.ask()
+    else:
+        yield from with_tools(session.ask, session.kit)
 
 
-def answer_tokens(engine: Engine, how: Sampling, asked: Sequence[Message]) -> int:
-    """Return how much of the context is kept free for an answer.
-
-    That is what it may have, at most half, and less where the question needs more than the other half.
-    """
-    return max(1, min(how.max_new_tokens, engine.context // 2, engine.context - engine.count(asked)))
+def _deep_search(session: Session) -> Steps:
+    """Answer from the web, with sources."""
+    asked = Asked(session.engine, session.how())
+    yield from deep_search(session.kit, asked, session.asked[:-1], session.question or "")
 
 
-def of_memory(
-    engine: Engine, memory: Memory, conversation: int, system: str | None, question: Message, how: Sampling
-) -> tuple[list[Message], int]:
-    """Return what to send of a conversation whose newest message is the question, and how many were left out.
-
-    A model that knows no turns sees the last text alone.
-    """
-    if not engine.chats:
-        return [question], 0
-    from llmpipe.talk.window import fitted
-
-    room = answer_tokens(engine, how, _with_system(system, [question]))
-    window = fitted(engine, memory, conversation, system, answer_tokens=room)
-    return list(window.messages), window.left_out
-
-
-def without_oldest(
-    engine: Engine, system: str | None, turns: Sequence[Message], how: Sampling
-) -> tuple[list[Message], int]:
-    """Leave out the oldest questions with their answers until the rest fits; the last question stays.
-
-    A model that knows no turns sees the last text alone.
-    """
-    if not engine.chats:
-        return list(turns[-1:]), 0
-    starts = [number for number, turn in enumerate(turns) if turn["role"] == "user"]
-    most = engine.context - answer_tokens(engine, how, _with_system(system, turns[starts[-1] :]))
-    for start in starts[:-1]:
-        if engine.count(messages := _with_system(system, turns[start:])) <= most:
-            return messages, start
-    return _with_system(system, turns[starts[-1] :]), starts[-1]
-
-
-def _chat(session: Session) -> Parts:
-    """Answer from what the model knows."""
-    messages, left_out = session.prepared()
-    yield from session.left_out(left_out)
-    yield from answered(session.engine, messages, session.how())
-
-
-def answered(engine: Engine, messages: Sequence[Message], how: Sampling) -> Iterator[Piece]:
-    """Have a model answer; one that knows no turns goes on with the last text."""
-    if engine.chats:
-        return engine.chat(messages, how)
-    return engine.complete(str(messages[-1]["content"]), how)
-
-
-MODES: dict[str, Callable[[Session], Parts]] = {"chat": _chat}
+MODES: dict[str, Callable[[Session], Steps]] = {"chat": _chat, "deep-search": _deep_search}
 """How an answer comes about, by name."""
-NOT_YET = {"deep-search": "it searches, takes notes and names its sources, and llmpipe has no tools to search with yet"}
-"""Modes to come, with what is missing."""

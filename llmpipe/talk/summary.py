@@ -27,7 +27,8 @@ ASKED = (
 def summary_of(engine: Engine, memory: Memory, conversation: int, left: Sequence[Stored], *, room: int) -> str:
     """Return a summary of messages that do not fit; `room` is the tokens that a prompt may have."""
     known = memory.summary(conversation)
-    new = [one for one in left if one.content and not (known and one.id <= known.until)]
+    said = [one for one in left if one.role in ("user", "assistant")]  # what tools gave is nobody's word
+    new = [one for one in said if one.content and not (known and one.id <= known.until)]
     if not new:
         return known.text if known else ""
     tokens = min(MOST_TOKENS, int(room * ROOM_SHARE))

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+import termios
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 
 from prompt_toolkit import PromptSession, prompt
+from prompt_toolkit.application.current import get_app_session
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.typeahead import clear_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from llmpipe import console
 from llmpipe.errors import LlmpipeError
 from llmpipe.talk.commands import COMMANDS, Leave, try_run
 from llmpipe.talk.engine import Engine
+from llmpipe.talk.kit import Answer, Wish
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.repl import Chat, Wanted
 from llmpipe.talk.session import Session
@@ -72,6 +78,17 @@ def _ask(question: str) -> str:
         return prompt(question)
     except (KeyboardInterrupt, EOFError):
         return ""
+
+
+def consent(wish: Wish) -> Answer:
+    """Ask whether a tool may be called. What was typed before the question was shown is no answer to it."""
+    console.say(f"  {wish.tool} {wish.arguments}", style="bold")
+    console.say(f"  The model wants this call: {wish.why}.")
+    with suppress(termios.error, OSError):
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+    clear_typeahead(get_app_session().input)
+    said = _ask("  Allow it? y: once, a: all of them in this conversation, Enter: no ").strip().lower()
+    return "once" if said in ("y", "yes") else "conversation" if said in ("a", "all") else "no"
 
 
 def _keys() -> KeyBindings:

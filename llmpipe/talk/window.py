@@ -9,13 +9,14 @@ demand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from llmpipe.errors import TalkError
 from llmpipe.talk.engine import Engine, Message
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.records import Stored, Summary
+from llmpipe.talk.sent import without_results
 from llmpipe.talk.summary import most, summary_of
 
 FACTS_SHARE = 0.25
@@ -87,6 +88,8 @@ def fitted(
     if not turns:
         raise TalkError(f"conversation {conversation} has no question to answer", hint="ask something first")
     draft = _Draft(engine, (system or "").strip(), tools, engine.context - answer_tokens, turns[-1:])
+    draft.turns = [_shortened(draft)]
+    turns[-1] = draft.turns[0]
     least = draft.tokens()
     if least > draft.room:
         raise _too_long(engine, least, draft.room, answer_tokens)
@@ -101,6 +104,20 @@ def fitted(
     left_out = sum(len(turn) for turn in turns) - sum(len(turn) for turn in draft.turns)
     found = tuple(one.id for one in draft.found)
     return Window(draft.messages(), left_out, summarised=bool(draft.summary), found=found)
+
+
+def _shortened(draft: _Draft) -> list[Stored]:
+    """Leave out of the newest turn what tools gave, as far as it does not fit."""
+    turn = draft.turns[0]
+
+    def as_stored(messages: Sequence[Message]) -> list[Stored]:
+        return [replace(one, message=message) for one, message in zip(turn, messages, strict=True)]
+
+    def fits(messages: Sequence[Message]) -> bool:
+        draft.turns = [as_stored(messages)]
+        return draft.tokens() <= draft.room
+
+    return as_stored(without_results([one.message for one in turn], fits))
 
 
 def _turns(messages: Sequence[Stored]) -> list[list[Stored]]:

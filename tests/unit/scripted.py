@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from llmpipe.errors import TalkError
+from llmpipe.talk.calls import calls_in
 from llmpipe.talk.engine import Message, Piece, Sampling, Usage
 
 
@@ -55,3 +58,37 @@ class ScriptedEngine:
             raise
         finish = "stop" if len(kept) == len(words) else "length"
         yield Piece("", finish=finish, usage=Usage(tokens, len(kept)))
+
+
+class CallingEngine(ScriptedEngine):
+    """Calls where its script has a call as Hermes writes it, if it is offered tools; `offered` has their names.
+
+    An answer may be a function, which is given the messages.
+    """
+
+    def __init__(self, answers: Sequence[Any], **more: Any) -> None:
+        super().__init__(answers, **more)
+        self.offered: list[list[str]] = []
+
+    def chat(self, messages: Sequence[Message], how: Sampling, tools: Sequence[Message] = ()) -> Iterator[Piece]:
+        self.offered.append([tool["function"]["name"] for tool in tools])
+        if callable(self.answers[0]):
+            self.answers.insert(0, self.answers.pop(0)(messages))
+        answer = self.answers[0]
+        if not tools or not isinstance(answer, str) or "<tool_call>" not in answer:
+            yield from super().chat(messages, how, tools)
+            return
+        if len(self.answers) > 1:
+            self.answers.pop(0)
+        self.asked.append(list(messages))
+        self.how.append(how)
+        said, *calls = answer.replace("</tool_call>", "").split("<tool_call>")
+        if said.strip():
+            yield Piece(said.strip())
+        found = tuple(call for body in calls for call in calls_in(body, {}))
+        yield Piece("", "tool_calls", Usage(self.count(messages), 5), found)
+
+
+def call(name: str, /, **arguments: Any) -> str:
+    """Return a call as a script has it."""
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"

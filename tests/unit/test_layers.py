@@ -32,6 +32,7 @@ LAYERS = [
     {"recipe", "wording", "functions"},
     {"edges"},
     {"stages"},
+    {"tools"},
     {"architectures", "curation", "data", "context", "gates"},
     {"tasks"},
     {"judging"},
@@ -41,7 +42,7 @@ LAYERS = [
     {"errors", "console", "reading", "machine"},
 ]
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "tokenizers", "safetensors", "gguf"}
-HEAVY |= {"trafilatura", "lxml", "pypdf"}
+HEAVY |= {"trafilatura", "lxml", "pypdf", "mcp", "ddgs"}
 
 
 def imported(path: Path, *, everywhere: bool = False) -> set[str]:

@@ -21,11 +21,14 @@ from llmpipe.errors import LlmpipeError, TalkError
 from llmpipe.settings import PathSource
 from llmpipe.talk import commands, repl
 from llmpipe.talk.engine import Piece
+from llmpipe.talk.kit import Kit
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.repl import Chat
 from llmpipe.talk.screen import Screen
 from llmpipe.talk.session import Session
-from tests.unit.scripted import ScriptedEngine
+from llmpipe.tools import toolbox
+from llmpipe.tools.tool import Tool
+from tests.unit.scripted import CallingEngine, ScriptedEngine, call
 
 
 class Seen:
@@ -101,11 +104,64 @@ def test_system_is_set_shown_and_taken_away(chat: Chat, seen: Seen) -> None:
         commands.run(chat, "/system Be short.")
 
 
-def test_mode_and_tools_say_what_is_there_and_what_is_not(chat: Chat, seen: Seen) -> None:
-    assert said(chat, "/mode", seen) == "  chat (now); to come: deep-search\n"
-    with pytest.raises(TalkError, match=r"^deep-search is not there yet"):
-        commands.run(chat, "/mode deep-search")
-    assert said(chat, "/tools", seen).startswith("  there are no tools yet: a model answers from what it knows")
+def test_modes_are_shown_and_changed(chat: Chat, seen: Seen) -> None:
+    assert said(chat, "/mode", seen) == "  chat (now), deep-search\n"
+    assert said(chat, "/mode deep-search", seen) == "  chat, deep-search (now)\n"
+
+
+def rows(shown: str) -> dict[str, str]:
+    return dict(line.split(maxsplit=1) for line in shown.splitlines() if not line.startswith("  /tools"))
+
+
+def test_tools_are_listed_turned_on_allowed_and_turned_off(chat: Chat, seen: Seen) -> None:
+    with toolbox.opened(["calculator", "read_file"], files=list) as box:
+        looks = Tool("look_up", "Looks up.", {"type": "object"}, "network", lambda _: "warm")
+        chat.session.kit = Kit(toolbox.Toolbox([*box.tools.values(), looks]), on=["look_up"])
+        shown = said(chat, "/tools", seen)
+        assert rows(shown) == {"calculator": "off", "read_file": "off", "look_up": "each call is asked for"}
+        assert rows(said(chat, "/tools on calculator", seen))["calculator"] == "on"
+        assert rows(said(chat, "/tools on read_file", seen))["read_file"] == "on, but you named no file"
+        assert rows(said(chat, "/tools allow look_up", seen))["look_up"] == "allowed"
+        assert rows(said(chat, "/tools off look_up", seen))["look_up"] == "off"
+        assert chat.session.kit.allowed == set()
+        for line, wrong in (
+            ("/tools allow calcolator", "there is no tool calcolator, did you mean calculator?"),
+            ("/tools enable calculator", "/tools enable calculator says nothing of a tool"),
+            ("/tools allow", "/tools allow says nothing of a tool"),
+        ):
+            with pytest.raises(TalkError) as refused:
+                commands.run(chat, line)
+            assert str(refused.value) == wrong
+    chat.session.engine.chats = False
+    with pytest.raises(TalkError, match=r"^scripted knows no turns, so it calls no tools$"):
+        commands.run(chat, "/tools")
+
+
+def test_a_file_that_cannot_be_sent_along_may_be_read(chat: Chat, seen: Seen, tmp_path: Path) -> None:
+    (tmp_path / "big.csv").write_text("a,b\n" + "1,2\n" * 300_000, encoding="utf-8")
+    with toolbox.opened(["read_file"], files=list) as box:
+        chat.session.kit = Kit(box)
+        assert said(chat, "/attach big.csv", seen) == "  big.csv: the model may read it, by the tool read_file\n"
+    assert [path.name for path in chat.session.kit.files] == ["big.csv"] and chat.attached == []
+    chat.say("How many rows?")
+    assert chat.session.question == "Files that read_file reads: big.csv\n\nHow many rows?"
+
+
+def test_another_conversation_is_asked_anew(chat: Chat) -> None:
+    looks = Tool("look_up", "Looks up.", {"type": "object"}, "network", lambda _: "warm")
+    chat.session.kit = Kit(toolbox.Toolbox([looks]), on=["look_up"])
+    commands.run(chat, "/tools allow look_up")
+    commands.run(chat, "/forget this")
+    assert chat.session.kit.allowed == set() and chat.session.kit.on == {"look_up"}
+
+
+def test_steps_stand_on_lines_of_their_own(seen: Seen) -> None:
+    script = [f"Let me see. {call('calculator', expression='6 * 7')}", "It is 42."]
+    with toolbox.opened(["calculator"], files=list) as box:
+        session = Session(CallingEngine(script), kit=Kit(box, on=["calculator"]))
+        Chat(session, "folder", lambda name: ScriptedEngine(["a"]), lambda question: "").say("6 * 7?")
+    assert seen.out.getvalue() == "Let me see.\n\nIt is 42.\n"
+    assert seen.text == '  calculator {"expression": "6 * 7"}\n'
 
 
 def test_facts_are_kept_found_and_forgotten(chat: Chat, seen: Seen) -> None:
@@ -325,6 +381,27 @@ def test_a_pipe_goes_on_with_a_named_conversation(piped: Callable[..., Any], tmp
     assert piped("--memory", memory, "--conversation", "7").exit_code == 1
 
 
+def test_through_a_pipe_a_tool_is_called_if_it_was_allowed_ahead(
+    piped: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = CallingEngine([call("web_search", query="ducks"), "ok"])
+
+    @contextmanager
+    def opened(name: str, *, key_variable: str | None = None) -> Iterator[CallingEngine]:
+        yield engine
+
+    monkeypatch.setattr(repl, "opened", opened)
+    monkeypatch.setenv("LLMPIPE_SEARCH_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr(console, "err", Console(stderr=True, width=200, soft_wrap=True))
+    told = '  web_search {"query": "ducks"}'
+    done = piped("--tools", "web_search,calculator")
+    assert (done.stdout, done.stderr) == ("ok\n", f"{told}: not allowed\n")
+    assert engine.offered == [["web_search", "calculator"]] * 2
+    engine.answers[:] = [call("web_search", query="ducks"), "ok"]
+    done = piped("--allow", "web_search")
+    assert done.stderr.startswith(f"{told}\n  web_search failed: ") and done.stdout == "ok\n"
+
+
 def test_json_has_the_answer_and_what_it_took(piped: Callable[..., Any]) -> None:
     answer = {"model": "scripted", "answer": "[2Jgood **day**", "finish": "stop"}
     assert json.loads(piped("--json").stdout) == answer | {"tokens": {"prompt": 2, "answer": 2}}
@@ -338,6 +415,8 @@ def test_json_has_the_answer_and_what_it_took(piped: Callable[..., Any]) -> None
         (("--continue",), "hi", "there is no conversation to continue yet"),
         (("--no-memory", "--continue"), "hi", "--no-memory keeps nothing"),
         (("--continue", "--conversation", "1"), "hi", "--continue is the newest conversation"),
+        (("--tools", "calculater"), "hi", "there is no tool calculater, did you mean calculator?"),
+        (("--allow", "notes__write"), "hi", "there is no tool notes__write"),
     ],
 )
 def test_what_cannot_be_answered(

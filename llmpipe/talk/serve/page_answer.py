@@ -20,8 +20,8 @@ from llmpipe.errors import LlmpipeError, TalkError
 from llmpipe.talk.attachments import Attachment, with_files
 from llmpipe.talk.engine import Engine, Message, Piece, Sampling
 from llmpipe.talk.memory import Memory
+from llmpipe.talk.sent import Asked, of_memory, without_oldest
 from llmpipe.talk.serve.answers import Answers
-from llmpipe.talk.session import answered, of_memory, without_oldest
 
 Event = dict[str, Any]
 log = logging.getLogger("uvicorn.error")
@@ -131,12 +131,12 @@ async def _answer(turn: Turn, name: str, answers: Answers, events: asyncio.Queue
 
 def _pieces(turn: Turn, name: str) -> Iterator[Piece]:
     """Ask a model."""
-    engine = turn.engines[name]
+    asked = Asked(turn.engines[name], turn.how)
     if turn.memory is None or turn.conversation is None:
-        messages, _ = without_oldest(engine, None, [*turn.history, turn.question], turn.how)
+        messages, _ = without_oldest(asked, None, [*turn.history, turn.question])
     else:
-        messages, _ = of_memory(engine, turn.memory, turn.conversation, None, turn.question, turn.how)
-    return answered(engine, messages, turn.how)
+        messages, _ = of_memory(asked, turn.memory, turn.conversation, None, [turn.question])
+    return asked.answer(messages)
 
 
 def _keep(turn: Turn) -> Event:

@@ -20,7 +20,7 @@ from llmpipe.talk.engine import Engine
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.records import Conversation, Stored
 from llmpipe.talk.serve import page_answer, preferred
-from llmpipe.talk.session import MODES, NOT_YET
+from llmpipe.talk.session import MODES
 from llmpipe.talk.words import excerpt
 
 EXCERPT_CHARS = 90
@@ -82,8 +82,7 @@ def state(request: Request) -> dict[str, Any]:
                 {"name": name, "context": engine.context, "chats": engine.chats}
                 for name, engine in _engines(request).items()
             ],
-            "modes": [{"name": name, "missing": None} for name in MODES]
-            + [{"name": name, "missing": why} for name, why in NOT_YET.items()],
+            "modes": [{"name": name, "missing": None} for name in MODES],
             "memory": memory is not None,
             "conversations": [_listed(one) for one in memory.conversations()] if memory else [],
             "files": {"suffixes": list(attachments.LANGUAGES), "max_bytes": attachments.MOST_BYTES},
