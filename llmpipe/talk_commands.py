@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,11 +19,14 @@ KeyVariable = Annotated[
     str | None,
     typer.Option("--key-variable", metavar="NAME", help="Environment variable that holds a server's API key."),
 ]
+Moderation = Annotated[
+    str, typer.Option("--moderation", metavar="POLICY", help="A policy file, default, or off; see moderate.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (chat, serve):
+    for command in (chat, serve, moderate):
         app.command(rich_help_panel="Talk")(guarded(command))
 
 
@@ -40,6 +43,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answers.")] = None,
     key_variable: KeyVariable = None,
+    moderation: Moderation = "off",
     json_output: Json = False,
 ) -> None:
     """Talk to a model; through a pipe, all of stdin is one message, and only the answer is printed."""
@@ -59,6 +63,7 @@ def chat(
         keeps=not no_memory,
         continued="last" if continue_ else conversation,
         key_variable=key_variable,
+        moderation=moderation,
     )
     talk(wanted, as_json=json_output)
 
@@ -82,6 +87,7 @@ def serve(
     memory: MemoryFile = None,
     no_memory: NoMemory = False,
     parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 8,
+    moderation: Moderation = "off",
     json_output: Annotated[
         bool, typer.Option("--json", help="Print address, token and sign-in link as JSON once it serves.")
     ] = False,
@@ -103,5 +109,24 @@ def serve(
         memory=memory,
         keeps=not no_memory,
         parallel=parallel,
+        moderation=moderation,
     )
     start(wanted, as_json=json_output)
+
+
+def moderate(
+    text: Annotated[str | None, typer.Argument(help="Text to look at; - for stdin.")] = None,
+    policy: Annotated[str, typer.Option("--policy", metavar="POLICY", help="A policy file, or default.")] = "default",
+    place: Annotated[
+        Literal["input", "output", "tool"], typer.Option("--place", help="Where the text would stand.")
+    ] = "input",
+    example: Annotated[bool, typer.Option("--example", help="Print the default policy, to edit.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Show what each layer of a moderation policy finds in a text, and what would become of it."""
+    from llmpipe.moderation import shown
+
+    if example:
+        shown.show_example()
+    else:
+        shown.show(text, policy, place, as_json=json_output)

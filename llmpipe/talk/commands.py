@@ -14,6 +14,7 @@ from llmpipe import console
 from llmpipe.errors import LlmpipeError, TalkError, did_you_mean
 from llmpipe.talk import attachments, kept
 from llmpipe.talk.engine import Piece
+from llmpipe.talk.moderated import Moderated
 from llmpipe.talk.session import MODES, NOT_YET
 
 if TYPE_CHECKING:
@@ -105,6 +106,15 @@ def _mode(chat: Chat, name: str) -> None:
 def _tools(_: Chat, __: str) -> None:
     console.say("  there are no tools yet: a model answers from what it knows and what you tell it")
     console.say("  /attach FILE gives it a text")
+
+
+def _appeal(chat: Chat, text: str) -> None:
+    engine = chat.session.engine
+    if not isinstance(engine, Moderated):
+        raise TalkError("nothing is moderated here", hint="--moderation default, or a policy of your own")
+    if text and engine.refused and not text.startswith("m-"):
+        text = f"{engine.refused} {text}"
+    console.say(f"  {engine.moderator.appeal(f'/appeal {text}')}")
 
 
 def _attach(chat: Chat, name: str) -> None:
@@ -250,6 +260,7 @@ COMMANDS = {
     "/save": Command(_save, "FILE", "append the conversation, for sft"),
     "/retry": Command(_retry, "", "answer the last question again"),
     "/undo": Command(_undo, "", "take the last question and its answer back"),
+    "/appeal": Command(_appeal, "[REFERENCE] WHY", "say why it was wrong to hold a text back"),
     "/help": Command(_help, "", "this list"),
     "/quit": Command(_quit, "", "leave"),
 }

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 from llmpipe import console
 from llmpipe.errors import UsageError
 from llmpipe.inspection import models_of
+from llmpipe.moderation.opening import moderator as opened_moderator
 from llmpipe.talk import commands
 from llmpipe.talk.attachments import Attachment
 from llmpipe.talk.engine import Engine, Finish, Sampling
+from llmpipe.talk.moderated import moderated
 from llmpipe.talk.opening import ADDRESS, opened
 from llmpipe.talk.screen import Screen
 from llmpipe.talk.session import Note, Parts, Session
@@ -38,6 +40,7 @@ class Wanted:
     keeps: bool = True
     continued: int | str | None = None
     key_variable: str | None = None
+    moderation: str = "off"
 
 
 @dataclass
@@ -65,6 +68,9 @@ class Chat:
                 for part in parts:
                     if isinstance(part, Note):
                         console.say(f"  {part.text}", style="dim")
+                    elif part.note:
+                        screen.end()
+                        console.say(f"  {part.note}", style="yellow")
                     else:
                         screen.write(part.text)
                         finish = part.finish or finish
@@ -125,6 +131,7 @@ def chat(wanted: Wanted, *, as_json: bool) -> None:
     if at_terminal and (as_json or not sys.stdout.isatty()):
         raise UsageError("at a terminal there is nothing to answer", hint=f"echo hi | llmpipe chat {wanted.model}")
     text = "" if at_terminal else _stdin(wanted.model)
+    moderator = opened_moderator(wanted.moderation)
     with ExitStack() as stack:
         memory = _memory(wanted, stack, keeps=at_terminal or bool(wanted.memory or wanted.continued))
         conversation = _continued(wanted.continued, memory)
@@ -132,7 +139,8 @@ def chat(wanted: Wanted, *, as_json: bool) -> None:
         def load(name: str) -> Engine:
             is_key_for_it = name == wanted.model or name.startswith(ADDRESS)
             with console.err.status(f"loading {name}"):
-                return stack.enter_context(opened(name, key_variable=wanted.key_variable if is_key_for_it else None))
+                key_variable = wanted.key_variable if is_key_for_it else None
+                return moderated(stack.enter_context(opened(name, key_variable=key_variable)), moderator)
 
         session = Session(
             load(wanted.model), memory, system=wanted.system, sampling=wanted.sampling, conversation=conversation
@@ -185,6 +193,8 @@ def _answer(session: Session, text: str, *, as_json: bool) -> None:
             if isinstance(part, Note):
                 console.say(f"  {part.text}", style="dim")
                 continue
+            if part.note:
+                console.say(f"  {part.note}", style="yellow")
             said.append(console.clean(part.text))
             finish, usage = part.finish or finish, part.usage or usage
             if not as_json:
