@@ -166,12 +166,15 @@ def new_reference() -> str:
 
 
 def redacted(text: str, marks: Iterable[Mark]) -> str:
-    """Put `<email>` and the like for personal data and `[removed]` for the rest; marks may overlap."""
+    """Put `[removed]` for what is marked; marks may overlap.
+
+    Not `<phone>` and the like: with such a word beside it, the next number would be read in another way.
+    """
     last, parts = 0, list[str]()
     for mark in sorted(marks, key=lambda one: (one.start, -one.end)):
         if mark.end <= last:
             continue
         if mark.start >= last:
-            parts += [text[last : mark.start], f"<{mark.find.category}>" if mark.layer == "personal" else REMOVED]
+            parts += [text[last : mark.start], REMOVED]
         last = mark.end
     return "".join([*parts, text[last:]])

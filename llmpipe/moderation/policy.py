@@ -91,7 +91,7 @@ class Policy(Strict):
     words: dict[str, list[str]] = Field(default_factory=dict, description="lists of words of your own, by category")
     classifier: ClassifierKeys | None = Field(None, description="for the layer classifier")
     guard: GuardKeys | None = Field(None, description="for the layer guard")
-    log: LogKeys = Field(default_factory=LogKeys, description="where decisions are written")
+    log: LogKeys = Field(default=LogKeys(path=None, text=False), description="where decisions are written")
 
     @cached_property
     def lists(self) -> dict[str, list[str]]:
@@ -150,7 +150,7 @@ def _problems(policy: Policy, tree: Tree) -> Iterator[Problem]:
     for category, words in policy.words.items():
         if not words or not all(TOKEN.search(word) for word in words):
             yield tree.problem(("words", category), "must be a list of words")
-    known = {"words": list(policy.lists), "personal": list(KINDS)}
+    known: dict[str, list[str]] = {"words": list(policy.lists), "personal": [*KINDS]}
     if policy.guard:
         known["guard"] = [UNSAFE, *policy.guard.categories]
     for name, rule in policy.rules.items():

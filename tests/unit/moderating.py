@@ -36,7 +36,7 @@ def policy(folder: Path, text: str) -> Policy:
 def moderator(folder: Path, text: str = BLUNT, **layers: Any) -> Moderator:
     """Return a moderator whose log lies in the folder; `layers` stand for those that load a model."""
     found = policy(folder, text)
-    plain = found.model_copy(update={name: None for name in layers})
+    plain = found.model_copy(update=dict.fromkeys(layers))
     return Moderator(found, layers_of(plain, folder) | layers, Log(folder / "log.jsonl"))
 
 

@@ -81,7 +81,7 @@ def test_personal_data_of_the_kinds_that_rules_name() -> None:
 def test_what_is_redacted_and_what_is_blocked(tmp_path: Path) -> None:
     judge = moderator(tmp_path).judge
     told = judge("A blast: mail jo@example.org or 4111 1111 1111 1111.", "tool")
-    assert told.text == "A [removed]: mail <email> or <card>."
+    assert told.text == "A [removed]: mail [removed] or [removed]."
     assert [one.rule for one in told.decisions] == ["rude", "data", "data"]
     assert len({one.reference for one in told.decisions}) == 1
     assert judge("A blast: mail jo@example.org.", "input").text == ""
@@ -227,4 +227,4 @@ def test_a_guard_is_not_sent_what_the_layers_before_it_redact_or_block(tmp_path:
         judge("Mail jo@example.org", "tool")
         judge("a blast", "input")
         judge("no rule of the guard is for this place", "output")
-        assert [body["messages"][0]["content"] for _, _, body in server.asked] == ["Mail <email>"]
+        assert [body["messages"][0]["content"] for _, _, body in server.asked] == ["Mail [removed]"]
