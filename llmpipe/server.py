@@ -35,6 +35,7 @@ class Server:
     key: str | None = field(default=None, repr=False)
     timeout_s: float = 600.0
     first_wait_s: float = 1.0
+    tries: int = TRIES
 
     def post(self, path: str, content: dict[str, Any]) -> tuple[int, str]:
         """Send JSON and return status and what came back; a server that is away or in trouble is asked again.
@@ -46,7 +47,7 @@ class Server:
         data = json.dumps(content).encode()
         request = urllib.request.Request(self.url.rstrip("/") + path, data=data, headers=headers)
         trouble, asked_to_wait = "", 0.0
-        for turn in range(TRIES):
+        for turn in range(self.tries):
             if turn:
                 time.sleep(max(self.first_wait_s * 2 ** (turn - 1), asked_to_wait))
             try:
@@ -59,8 +60,9 @@ class Server:
                 trouble, asked_to_wait = f"status {error.code}: {body}", _wait_s(error.headers.get("Retry-After"))
             except (OSError, http.client.HTTPException) as error:
                 trouble, asked_to_wait = str(getattr(error, "reason", error)), 0.0
+        times = f", {self.tries} times in a row" if self.tries > 1 else ""
         raise StageError(
-            f"the server at {self.url} cannot be reached or is in trouble, {TRIES} times in a row: {trouble}",
+            f"the server at {self.url} cannot be reached or is in trouble{times}: {trouble}",
             hint=self.hint,
         )
 

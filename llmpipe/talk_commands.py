@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,9 @@ KeyVariable = Annotated[
     str | None,
     typer.Option("--key-variable", metavar="NAME", help="Environment variable that holds a server's API key."),
 ]
+Moderation = Annotated[
+    str, typer.Option("--moderation", metavar="POLICY", help="A policy file, default, or off; see moderate.")
+]
 
 ToolNames = Annotated[
     list[str] | None,
@@ -32,7 +35,7 @@ McpFile = Annotated[Path | None, typer.Option("--mcp", metavar="FILE", help="MCP
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (chat, serve):
+    for command in (chat, serve, moderate):
         app.command(rich_help_panel="Talk")(guarded(command))
 
 
@@ -55,6 +58,7 @@ def chat(
         list[Path] | None, typer.Option("--file", metavar="FILE", help="A file that the model may read.")
     ] = None,
     mcp: McpFile = None,
+    moderation: Moderation = "off",
     json_output: Json = False,
 ) -> None:
     """Talk to a model; through a pipe, all of stdin is one message, and only the answer is printed."""
@@ -76,6 +80,7 @@ def chat(
         continued="last" if continue_ else conversation,
         key_variable=key_variable,
         tools=Tools(names_of(tools), names_of(allow), file or (), mcp),
+        moderation=moderation,
     )
     talk(wanted, as_json=json_output)
 
@@ -99,6 +104,7 @@ def serve(
     memory: MemoryFile = None,
     no_memory: NoMemory = False,
     parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 8,
+    moderation: Moderation = "off",
     json_output: Annotated[
         bool, typer.Option("--json", help="Print address, token and sign-in link as JSON once it serves.")
     ] = False,
@@ -120,5 +126,24 @@ def serve(
         memory=memory,
         keeps=not no_memory,
         parallel=parallel,
+        moderation=moderation,
     )
     start(wanted, as_json=json_output)
+
+
+def moderate(
+    text: Annotated[str | None, typer.Argument(help="Text to look at; - for stdin.")] = None,
+    policy: Annotated[str, typer.Option("--policy", metavar="POLICY", help="A policy file, or default.")] = "default",
+    place: Annotated[
+        Literal["input", "output", "tool"], typer.Option("--place", help="Where the text would stand.")
+    ] = "input",
+    example: Annotated[bool, typer.Option("--example", help="Print the default policy, to edit.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Show what each layer of a moderation policy finds in a text, and what would become of it."""
+    from llmpipe.moderation import shown
+
+    if example:
+        shown.show_example()
+    else:
+        shown.show(text, policy, place, as_json=json_output)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -85,31 +85,35 @@ def packaged_words() -> dict[Severity, list[str]]:
     return {severity: content[severity].split() for severity in DEGREES}
 
 
-def toxic(tokens: list[str], phrases: dict[str, list[Phrase]]) -> list[Phrase]:
-    """Return the phrases that tokens hold, in order; `phrases` are listed by their first word, the longest first."""
-    found = []
+def by_first_word(words: Iterable[str]) -> dict[str, list[Phrase]]:
+    """Return phrases by their first word, the longest first."""
+    phrases: dict[str, list[Phrase]] = {}
+    for word in words:
+        tokens = tuple(TOKEN.findall(word.lower()))
+        phrases.setdefault(tokens[0], []).append(tokens)
+    for listed in phrases.values():
+        listed.sort(key=len, reverse=True)
+    return phrases
+
+
+def toxic(tokens: Sequence[str], phrases: dict[str, list[Phrase]]) -> Iterator[tuple[int, Phrase]]:
+    """Yield the phrases that tokens hold, each with the place of its first token; `phrases` are `by_first_word`."""
     for place, token in enumerate(tokens):
         for phrase in phrases.get(token, ()):
             if tuple(tokens[place : place + len(phrase)]) == phrase:
-                found.append(phrase)
+                yield place, phrase
                 break
-    return found
 
 
 def build(settings: Settings) -> Callable[[str], Verdict]:
     """Return the step; it finds the words, as they are listed."""
-    phrases: dict[str, list[Phrase]] = {}
-    for severity, words in (settings.words or packaged_words()).items():
-        if DEGREES[severity] >= DEGREES[settings.severity]:
-            for word in words:
-                tokens = tuple(TOKEN.findall(word.lower()))
-                phrases.setdefault(tokens[0], []).append(tokens)
-    for listed in phrases.values():
-        listed.sort(key=len, reverse=True)
+    lists = (settings.words or packaged_words()).items()
+    least = DEGREES[settings.severity]
+    phrases = by_first_word(word for severity, words in lists if DEGREES[severity] >= least for word in words)
 
     def step(text: str) -> Verdict:
         tokens = TOKEN.findall(text.lower())
-        found = toxic(tokens, phrases)
+        found = [phrase for _, phrase in toxic(tokens, phrases)]
         if settings.action == "drop" and sum(map(len, found)) > settings.share * len(tokens):
             return Verdict((), tuple(map(" ".join, found)))
         return Verdict((text,), tuple(map(" ".join, found)))

@@ -16,6 +16,7 @@ from llmpipe.talk import attachments, kept
 from llmpipe.talk.engine import Piece
 from llmpipe.talk.equipping import refuse_missing
 from llmpipe.talk.kit import Kit
+from llmpipe.talk.moderated import Moderated
 from llmpipe.talk.session import MODES
 from llmpipe.tools.documents import READERS
 from llmpipe.tools.toolbox import NAMES
@@ -127,6 +128,15 @@ def _kit_of(chat: Chat) -> Kit:
     if chat.session.kit is None or not chat.session.engine.chats:
         raise TalkError(f"{chat.session.engine.name} knows no turns, so it calls no tools")
     return chat.session.kit
+
+
+def _appeal(chat: Chat, text: str) -> None:
+    engine = chat.session.engine
+    if not isinstance(engine, Moderated):
+        raise TalkError("nothing is moderated here", hint="--moderation default, or a policy of your own")
+    if text and engine.refused and not text.startswith("m-"):
+        text = f"{engine.refused} {text}"
+    console.say(f"  {engine.moderator.appeal(f'/appeal {text}')}")
 
 
 def _attach(chat: Chat, name: str) -> None:
@@ -283,6 +293,7 @@ COMMANDS = {
     "/save": Command(_save, "FILE", "append the conversation, for sft"),
     "/retry": Command(_retry, "", "answer the last question again"),
     "/undo": Command(_undo, "", "take the last question and its answer back"),
+    "/appeal": Command(_appeal, "[REFERENCE] WHY", "say why it was wrong to hold a text back"),
     "/help": Command(_help, "", "this list"),
     "/quit": Command(_quit, "", "leave"),
 }

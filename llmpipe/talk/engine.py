@@ -12,7 +12,8 @@ from typing import Any, Literal, Protocol
 
 Message = dict[str, Any]
 """One turn, as OpenAI's chat API has it."""
-Finish = Literal["stop", "length", "tool_calls"]
+Finish = Literal["stop", "length", "tool_calls", "content_filter"]
+"""How an answer ended; `content_filter`: moderation held its rest back."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer; the last one says how it ended and what it took, and may have no text."""
+    """A part of an answer; the last one says how it ended and what it took, and may have no text.
+
+    A `note` is for the person who asked, and no part of the answer.
+    """
 
     text: str
     finish: Finish | None = None
     usage: Usage | None = None
     tool_calls: tuple[dict[str, Any], ...] = ()
+    note: str | None = None
 
 
 class Engine(Protocol):

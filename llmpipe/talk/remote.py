@@ -25,7 +25,12 @@ TIMEOUT_S = 600.0
 LOOK_S = 10.0
 """How long a server may take to say what models it has."""
 LONGEST_LINE = 2**20
-FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "tool_calls": "tool_calls"}
+FINISHES: dict[str, Finish] = {
+    "stop": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+    "content_filter": "content_filter",
+}
 
 
 class RemoteEngine:

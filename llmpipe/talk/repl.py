@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from llmpipe import console
 from llmpipe.errors import UsageError
 from llmpipe.inspection import models_of
+from llmpipe.moderation.opening import moderator as opened_moderator
 from llmpipe.talk import commands
 from llmpipe.talk.attachments import Attachment
 from llmpipe.talk.engine import Engine, Finish, Sampling
 from llmpipe.talk.equipping import Tools, equipped
 from llmpipe.talk.kit import Asks, nobody
+from llmpipe.talk.moderated import moderated
 from llmpipe.talk.opening import ADDRESS, opened
 from llmpipe.talk.screen import Screen
 from llmpipe.talk.session import Note, Parts, Session
@@ -41,6 +43,7 @@ class Wanted:
     continued: int | str | None = None
     key_variable: str | None = None
     tools: Tools = field(default_factory=Tools)
+    moderation: str = "off"
 
 
 @dataclass
@@ -69,6 +72,9 @@ class Chat:
                     if isinstance(part, Note):
                         screen.end()
                         console.say(f"  {part.text}", style="dim")
+                    elif part.note:
+                        screen.end()
+                        console.say(f"  {part.note}", style="yellow")
                     else:
                         screen.write(part.text)
                         finish = part.finish or finish
@@ -130,6 +136,7 @@ def chat(wanted: Wanted, *, as_json: bool) -> None:
     if at_terminal and (as_json or not sys.stdout.isatty()):
         raise UsageError("at a terminal there is nothing to answer", hint=f"echo hi | llmpipe chat {wanted.model}")
     text = "" if at_terminal else _stdin(wanted.model)
+    moderator = opened_moderator(wanted.moderation)
     with ExitStack() as stack:
         memory = _memory(wanted, stack, keeps=at_terminal or bool(wanted.memory or wanted.continued))
         conversation = _continued(wanted.continued, memory)
@@ -137,7 +144,8 @@ def chat(wanted: Wanted, *, as_json: bool) -> None:
         def load(name: str) -> Engine:
             is_key_for_it = name == wanted.model or name.startswith(ADDRESS)
             with console.err.status(f"loading {name}"):
-                return stack.enter_context(opened(name, key_variable=wanted.key_variable if is_key_for_it else None))
+                key_variable = wanted.key_variable if is_key_for_it else None
+                return moderated(stack.enter_context(opened(name, key_variable=key_variable)), moderator)
 
         engine = load(wanted.model)
         kit = stack.enter_context(equipped(wanted.tools, [engine], asks=_asks(at_terminal), all_there=at_terminal))
@@ -203,6 +211,8 @@ def _answer(session: Session, text: str, *, as_json: bool) -> None:
             if isinstance(part, Note):
                 console.say(f"  {part.text}", style="dim")
                 continue
+            if part.note:
+                console.say(f"  {part.note}", style="yellow")
             said.append(console.clean(part.text))
             finish, usage = part.finish or finish, part.usage or usage
             if not as_json:

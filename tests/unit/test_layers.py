@@ -19,6 +19,7 @@ LAYERS = [
     {"flags"},
     {"pipeline"},
     {"calibrate", "prefetch", "talk"},
+    {"moderation"},
     {"push", "inspection", "generate"},
     {"export"},
     {"report"},

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.types import Receive, Scope, Send
 
 from llmpipe.errors import TalkError
+from llmpipe.moderation.moderator import Refusal
 from llmpipe.talk.engine import Engine, Piece
 from llmpipe.talk.serve.asked import Asked, ChatAsked, TextAsked, read
 from llmpipe.talk.serve.guard import Refused
@@ -129,6 +130,8 @@ def refusal_of(failure: Exception) -> Refused:
     """Return what a client is told of a failure."""
     if isinstance(failure, Refused):
         return failure
+    if isinstance(failure, Refusal):
+        return Refused(400, str(failure), code="content_filter")
     if isinstance(failure, TalkError):
         return Refused(503 if "shutting down" in str(failure) else 502, str(failure), code="model_failed")
     return Refused(500, "the server failed; its log says why")

@@ -119,6 +119,8 @@ async def _answer(turn: Turn, name: str, answers: Answers, events: asyncio.Queue
                 if piece.text:
                     turn.said[name] = turn.said.get(name, "") + piece.text
                     events.put_nowait({"model": name, "text": piece.text})
+                if piece.note:
+                    events.put_nowait({"model": name, "note": piece.note})
                 if piece.finish:
                     tokens = piece.usage.answer_tokens if piece.usage else None
                     took_s = round(time.monotonic() - begun_s, 2)

@@ -18,6 +18,7 @@ from llmpipe.errors import LlmpipeError, TalkError
 from llmpipe.talk import attachments
 from llmpipe.talk.engine import Engine
 from llmpipe.talk.memory import Memory
+from llmpipe.talk.moderated import Moderated
 from llmpipe.talk.records import Conversation, Stored
 from llmpipe.talk.serve import page_answer, preferred
 from llmpipe.talk.session import MODES
@@ -84,6 +85,7 @@ def state(request: Request) -> dict[str, Any]:
             ],
             "modes": [{"name": name, "missing": None} for name in MODES],
             "memory": memory is not None,
+            "moderated": any(isinstance(engine, Moderated) for engine in _engines(request).values()),
             "conversations": [_listed(one) for one in memory.conversations()] if memory else [],
             "files": {"suffixes": list(attachments.LANGUAGES), "max_bytes": attachments.MOST_BYTES},
         }

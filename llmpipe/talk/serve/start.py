@@ -43,6 +43,7 @@ class Wanted:
     memory: Path | None = None
     keeps: bool = True
     parallel: int = 8
+    moderation: str = "off"
 
 
 def serve(wanted: Wanted, *, as_json: bool) -> None:
@@ -56,8 +57,16 @@ def serve(wanted: Wanted, *, as_json: bool) -> None:
     refuse_without_server()
     _refuse_exposed(wanted.host, expose=wanted.expose)
     given = _given_token(wanted.token_file)
+
+    from llmpipe.moderation.opening import moderator as opened_moderator
+    from llmpipe.talk.moderated import moderated
+
     with _listening(wanted.host, wanted.port) as listening, ExitStack() as opened:
-        engines = _engines(wanted.models, wanted.key_variable, opened)
+        moderator = opened_moderator(wanted.moderation)
+        engines = {
+            name: moderated(engine, moderator)
+            for name, engine in _engines(wanted.models, wanted.key_variable, opened).items()
+        }
 
         from llmpipe.talk.memory import Memory, default_path
         from llmpipe.talk.serve.app import create_app
@@ -70,7 +79,7 @@ def serve(wanted: Wanted, *, as_json: bool) -> None:
         app = create_app(engines, memory=kept, limits=Limits(running=wanted.parallel), token=token, hosts=hosts)
         address = f"http://{_in_url(wanted.host)}:{listening.getsockname()[1]}"
         signin = f"{address}/signin?code={app.state.signin.code()}"
-        told = {"address": address, "models": list(engines), "signin": signin}
+        told = {"address": address, "models": list(engines), "signin": signin, "moderation": wanted.moderation}
         if as_json:
             console.data(json.dumps(told | {"token": token}))
         else:
@@ -142,6 +151,7 @@ def _tell(told: Mapping[str, Any], token: str | None) -> None:
     """Say where the server is and how to call it; a token is shown only where it was made here."""
     console.say(f"{', '.join(told['models'])} at {told['address']}")
     console.say(f"  page, for the first who opens it: {told['signin']}")
+    console.say(f"  moderation: {told['moderation']}")
     if token:
         console.say(f"  token: {token}")
     body = json.dumps({"model": told["models"][0], "messages": [{"role": "user", "content": "Tell me a story."}]})

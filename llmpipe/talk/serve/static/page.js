@@ -6,6 +6,7 @@ import { Side } from "./side.js";
 import { AnswerTurn, el, userTurn } from "./turns.js";
 
 const $ = (id) => document.getElementById(id);
+const MODERATED = "Questions and answers are moderated: what is held back says by which rule, and how to appeal.";
 const known = { models: [], memory: true };
 let conversation = null; // its id, once something was said in it
 let said = []; // turns that only this tab knows, without a memory
@@ -72,6 +73,7 @@ function choose(name) {
     : model.chats
       ? `It sees ${model.context.toLocaleString()} tokens at once.`
       : "It goes on with a text and was not taught to answer: begin one, and see.";
+  if (known.moderated) $("welcome-note").textContent += ` ${MODERATED}`;
 }
 
 function other(name, isChecked) {
@@ -223,6 +225,7 @@ function forget() {
 function heard(event, drawn) {
   const answer = drawn.answers.get(event.model);
   if (event.text) answer.add(event.text);
+  if (event.note) answer.note(event.note);
   if (event.error) {
     answer.fail(event.error);
     if (drawn.models.length === 1) trouble(event.error);

@@ -111,6 +111,10 @@ class Answer {
     if (note) this.foot.prepend(el("span", { className: "note" }, note));
   }
 
+  note(text) {
+    this.foot.append(el("span", { className: "note" }, text));
+  }
+
   fail(reason) {
     this.end();
     this.words.append(el("p", { className: "failed" }, reason));
