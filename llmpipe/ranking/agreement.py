@@ -85,8 +85,8 @@ def wins(tasks: Mapping[int, Task], rankings: Iterable[Ranking]) -> dict[str, fl
     for ranking in rankings:
         task = tasks[ranking.task]
         for pair, better in preferred(ranking, len(task.answers)).items():
-            models = [set(task.answers[place].models) for place in pair]
-            for own, other, points in ((*models, better), (*reversed(models), -better)):
+            one, two = (set(task.answers[place].models) for place in pair)
+            for own, other, points in ((one, two, better), (two, one, -better)):
                 for name in own - other if other else ():
                     won[name] += (1 + points) / 2
                     met[name] += 1

@@ -103,9 +103,10 @@ def _compared(tasks: Mapping[int, Task], rankings: Sequence[Ranking], form: Form
 
 def _labels(tasks: Mapping[int, Task], rankings: Sequence[Ranking], thumbs: Sequence[Thumb]) -> Iterator[Row]:
     """Yield a row for each thumb, and for each answer of those that are all bad."""
-    judged = [(one, [(0, one.is_good)]) for one in thumbs]
-    bad = [(one, [(n, False) for n in range(len(tasks[one.task].answers))]) for one in rankings if one.verdict == "bad"]
-    for one, labels in (*judged, *bad):
+    judged: list[tuple[Ranking | Thumb, list[tuple[int, bool]]]] = [(one, [(0, one.is_good)]) for one in thumbs]
+    bad = (one for one in rankings if one.verdict == "bad")
+    judged += [(one, [(place, False) for place in range(len(tasks[one.task].answers))]) for one in bad]
+    for one, labels in judged:
         task = tasks[one.task]
         for place, is_good in labels:
             row = {"prompt": _prompt(task.asked), "completion": _said(task, place), "label": is_good}

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 Verdict = Literal["ranked", "bad", "skipped"]
 """What a person said: an order, that all answers are bad, or nothing."""
-Source = Literal["rank", "gold", "chat", "page"]
-"""Where a prompt came from; `gold` has an order that is known."""
+Source = Literal["rank", "gold", "talk"]
+"""Where a prompt came from: a round, a gold question with an order that is known, chat or the page of serve."""
 FEWEST, MOST = 2, 6
 """How many answers a person compares at once."""
 

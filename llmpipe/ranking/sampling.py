@@ -80,11 +80,11 @@ def answers(found: Round, engines: Mapping[str, Engine], place: int) -> list[Ans
 
 def _answer(found: Round, engine: Engine, asked: Asked, slot: tuple[str, int], attempt: int) -> str:
     """Return an answer, or nothing where the prompt leaves no room for one."""
-    if engine.count(list(asked.messages)) >= engine.context:
+    messages = [dict(turn) for turn in asked.messages]
+    if engine.count(messages) >= engine.context:
         return ""
     seed = int(key_of(found.seed, asked.key, *slot, attempt)[:8], 16) >> 1
-    pieces = answered(engine, [dict(turn) for turn in asked.messages], replace(found.how, seed=seed))
-    return "".join(piece.text for piece in pieces)
+    return "".join(piece.text for piece in answered(engine, messages, replace(found.how, seed=seed)))
 
 
 class Sampler(threading.Thread):

@@ -19,7 +19,7 @@ def summary(store: Store) -> dict[str, Any]:
     tasks = {task.id: task for task in store.tasks()}
     rankings, thumbs = store.rankings(), store.thumbs()
     gold = tried(tasks, rankings)
-    names = sorted({one.annotator for one in (*rankings, *thumbs)})
+    names = sorted({one.annotator for one in rankings} | {one.annotator for one in thumbs})
     criteria = sorted({one.criterion for one in rankings})
     return {
         "prompts": sum(task.source == "rank" for task in tasks.values()),

@@ -114,7 +114,7 @@ class Store:
         gold: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     ) -> int:
         """Keep a prompt with its answers, once, and return its id."""
-        said = [{"text": one.text, "models": list(one.models)} for one in answers]
+        said = _said(answers)
         key = key_of(source, round_id, place, asked.key, said)
         values = (key, source, round_id, place, _json(list(asked.messages)), asked.text and plain(asked.text))
         with self._file.writing() as file:
@@ -177,6 +177,16 @@ class Store:
                 (thumb.task, thumb.annotator, int(thumb.is_good), thumb.when or now()),
             )
 
+    def thumb(self, source: Source, asked: Asked, answers: Sequence[Answer], annotator: str) -> bool | None:
+        """Return an annotator's thumb for a task that is in no round; None where there is none."""
+        key = key_of(source, None, None, asked.key, _said(answers))
+        with self._file.reading() as file:
+            row = file.execute(
+                "SELECT good FROM thumb JOIN task ON task.id = thumb.task WHERE key = ? AND annotator = ?",
+                (key, annotator),
+            ).fetchone()
+        return None if row is None else bool(row[0])
+
     def thumbs(self) -> list[Thumb]:
         """Return all thumbs, the oldest first."""
         with self._file.reading() as file:
@@ -186,6 +196,10 @@ class Store:
 
 _TASKS = "SELECT id, source, messages, text, answers, gold FROM task"
 _RANKINGS = "SELECT task, annotator, criterion, verdict, ranks, comment, said, seconds FROM ranking"
+
+
+def _said(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    return [{"text": one.text, "models": list(one.models)} for one in answers]
 
 
 def _task(row: sqlite3.Row | tuple[Any, ...]) -> Task:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from llmpipe import console
 from llmpipe.errors import LlmpipeError, TalkError, did_you_mean
+from llmpipe.ranking import feedback
 from llmpipe.talk import attachments, kept
 from llmpipe.talk.engine import Piece
 from llmpipe.talk.session import MODES, NOT_YET
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from llmpipe.talk.memory import Memory
     from llmpipe.talk.repl import Chat
 
-PREFERENCES = "preferences.jsonl"
+BEST = {"1": (0,), "2": (1,), "=": (0, 1), "0": ()}
+"""What may be said of two answers: the places of the best."""
 SIDE_BY_SIDE = 72
 """Columns from which on two answers stand beside each other."""
 FOUND = 10
@@ -32,7 +34,7 @@ class Leave(Exception):
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models' answers to the same prompt: name and text of each."""
+    """Two models' answers to the same prompt: model and text of each."""
 
     prompt: list[dict[str, object]]
     answers: tuple[tuple[str, str], tuple[str, str]]
@@ -174,8 +176,7 @@ def _compare(chat: Chat, name: str) -> None:
     other = chat.other(name)
     with console.err.status(f"{name} answers"):
         parts = [part.text for part in chat.session.asked_of(other) if isinstance(part, Piece)]
-    names = [engine.name.rpartition(":")[2] for engine in (chat.session.engine, other)]
-    answers = ((f"1  {names[0]}", chat.session.answer), (f"2  {names[1]}", "".join(parts)))
+    answers = ((chat.session.engine.name, chat.session.answer), (other.name, "".join(parts)))
     chat.compared = Compared(chat.session.messages[:-1], answers)
     _show_compared(answers)
     console.say("  /rank says which is better", style="dim")
@@ -183,12 +184,13 @@ def _compare(chat: Chat, name: str) -> None:
 
 def _show_compared(answers: tuple[tuple[str, str], tuple[str, str]]) -> None:
     """Show two answers beside each other, or one below the other where there is no room."""
+    names = [f"{number}  {model.rpartition(':')[2]}" for number, (model, _) in enumerate(answers, 1)]
+    texts = [text for _, text in answers]
     if console.out.width < SIDE_BY_SIDE:
-        for name, text in answers:
+        for name, text in zip(names, texts, strict=True):
             console.out.print(Text(console.clean(name), style="bold"))
             console.out.print(Text(console.clean(text).strip()), soft_wrap=False)
         return
-    names, texts = zip(*answers, strict=True)
     grid = console.table([[text.strip() for text in texts]], header=names)
     for column in grid.columns:
         column.ratio = 1
@@ -197,21 +199,49 @@ def _show_compared(answers: tuple[tuple[str, str], tuple[str, str]]) -> None:
 
 
 def _rank(chat: Chat, name: str) -> None:
+    if name:
+        raise TalkError(f"what is ranked is kept with the run, not in {name}", hint=f"llmpipe rank RUN --export {name}")
     if chat.compared is None:
         raise TalkError("there is nothing to rank yet", hint="/compare STAGE answers the last question once more")
     (_, one), (_, other) = chat.compared.answers
     if one.strip() == other.strip() or not other.strip():
         raise TalkError("the answers are the same, or one is empty: there is nothing to learn from them")
-    said = chat.ask("which is better, 1 or 2? (Enter: neither) ").strip()
-    if said not in ("1", "2"):
+    best = BEST.get(chat.ask("which is better, 1 or 2? (= the same, 0 both bad, Enter: nothing) ").strip())
+    if best is None:
         console.say("  nothing is written")
         return
-    better, worse = (one, other) if said == "1" else (other, one)
-    path = Path(name or PREFERENCES).expanduser()
-    kept.append(path, kept.preference(chat.compared.prompt, better=better, worse=worse))
+    answers = [feedback.Told(chat.compared.prompt, model, text) for model, text in chat.compared.answers]
+    path = feedback.keep_comparison(answers, best, beside=_beside(chat))
     chat.compared = None
-    console.say(f"  appended to {path.absolute()}")
-    console.say(f"  llmpipe reward … --data {path} learns from it", style="dim")
+    _say_kept(path, "better.jsonl")
+
+
+def _thumb(chat: Chat, *, is_good: bool) -> None:
+    if chat.session.answer is None:
+        raise TalkError("there is no answer to judge yet", hint="say something first")
+    answer = feedback.Told(chat.session.messages[:-1], chat.session.engine.name, chat.session.answer)
+    _say_kept(feedback.keep_thumb(answer, is_good=is_good, beside=_beside(chat)), "labels.jsonl --as kto")
+
+
+def _good(chat: Chat, _: str) -> None:
+    _thumb(chat, is_good=True)
+
+
+def _bad(chat: Chat, _: str) -> None:
+    _thumb(chat, is_good=False)
+
+
+def _beside(chat: Chat) -> Path:
+    """Return where what is said of models that are of no run is kept."""
+    from llmpipe.talk.memory import default_path
+
+    return (chat.session.memory.path if chat.session.memory else default_path()).parent
+
+
+def _say_kept(path: Path, file: str) -> None:
+    run = path.parent if (path.parent / "recipe.yaml").is_file() else path
+    console.say(f"  kept in {path.absolute()}")
+    console.say(f"  llmpipe rank {run} --export {file} makes it data to learn from", style="dim")
 
 
 def _save(chat: Chat, name: str) -> None:
@@ -246,7 +276,9 @@ COMMANDS = {
     "/memory": Command(_memory, "[WORDS | remember TEXT]", "show facts, search what was said, keep a fact"),
     "/forget": Command(_forget, "N | this", "delete a fact, or this conversation"),
     "/compare": Command(_compare, "STAGE", "have another stage answer it, too"),
-    "/rank": Command(_rank, "[FILE]", "say which answer is better, for reward"),
+    "/rank": Command(_rank, "", "say which answer is better, for reward"),
+    "/good": Command(_good, "", "find the answer good, for kto"),
+    "/bad": Command(_bad, "", "find it bad"),
     "/save": Command(_save, "FILE", "append the conversation, for sft"),
     "/retry": Command(_retry, "", "answer the last question again"),
     "/undo": Command(_undo, "", "take the last question and its answer back"),

@@ -19,14 +19,13 @@ from llmpipe.errors import TalkError, UsageError
 from llmpipe.ranking import agreement, alpha, given
 from llmpipe.ranking.asking import Asking
 from llmpipe.ranking.export import export
-from llmpipe.ranking.feedback import keep_choice, keep_thumb
+from llmpipe.ranking.feedback import Told, keep_thumb
 from llmpipe.ranking.records import Answer, Asked, Ranking
 from llmpipe.ranking.sampling import Round, Sampler, answers, missing
 from llmpipe.ranking.start import Wanted, sampled
 from llmpipe.ranking.store import Store, store_of
 from llmpipe.ranking.terminal import rank_here, ranks_of
 from llmpipe.talk.engine import Sampling
-
 from tests.unit.rounds import MODELS, asked, begin
 from tests.unit.scripted import ScriptedEngine
 
@@ -353,10 +352,9 @@ def test_who_fails_at_gold_is_left_out(said: Store, tmp_path: Path) -> None:
 
 
 def test_thumbs_and_all_bad_are_labels_for_kto(said: Store, tmp_path: Path) -> None:
-    prompt = [{"role": "user", "content": "Hi"}]
-    with Store(keep_thumb("chat", prompt, "elsewhere", "Ho", is_good=False, beside=tmp_path)) as elsewhere:
-        assert elsewhere.path == said.path  # no run's: beside what is named
-    keep_thumb("chat", prompt, "elsewhere", "Ho", is_good=True, beside=tmp_path)  # another mind
+    answer = Told([{"role": "user", "content": "Hi"}], "elsewhere", "Ho")
+    assert keep_thumb(answer, is_good=False, beside=tmp_path) == said.path  # of no run: beside what is named
+    keep_thumb(answer, is_good=True, beside=tmp_path)  # another mind
     file = tmp_path / "kto.jsonl"
     assert export(said, file, "kto").rows == 7
     read = [(one.asked, one.answer[0]["content"], one.is_good) for _, one in labelled(read_rows([file]))]
@@ -379,9 +377,8 @@ def test_a_choice_in_chat_is_kept_with_the_run_of_its_model(tmp_path: Path) -> N
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text("name: x", encoding="utf-8")
     prompt = [{"role": "user", "content": "Hi"}]
-    path = keep_choice(
-        "page", prompt, {f"{run}:a": "no", f"{run}:b": "yes", f"{run}:c": "no "}, f"{run}:b", beside=tmp_path
-    )
+    told = [Told(prompt, f"{run}:{name}", text) for name, text in (("a", "no"), ("b", "yes"), ("c", "no "))]
+    path = keep_comparison(told, [1], beside=tmp_path)
     assert path == run / "rankings.sqlite3" == store_of(f"{run}:a", beside=tmp_path)
     with Store(path) as store:
         export(store, file := tmp_path / "pairs.jsonl", "pairs")
@@ -406,7 +403,7 @@ def test_what_cannot_be_exported(store: Store, name: str, form: Any, wrong: str)
 
 def test_messages_stay_messages(store: Store, tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    task = store.add_task("chat", Asked(turns), [Answer("x", ("m",)), Answer("y", ("n",))])
+    task = store.add_task("talk", Asked(turns), [Answer("x", ("m",)), Answer("y", ("n",))])
     store.keep(Ranking(task, "me", "overall", "ranked", (2, 1)))
     export(store, file := tmp_path / "pairs.jsonl", "pairs")
     ((_, pair),) = preferences(read_rows([file]))
