@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llmpipe import memory_commands, run_commands, stage_commands, talk_commands
+from llmpipe import memory_commands, rank_command, run_commands, stage_commands, talk_commands
 from llmpipe.flags import (
     AllowCode,
     DryRun,
@@ -180,6 +180,7 @@ def generate(
     answer(model, prompts or [], file, how, count=count, plain=plain, as_json=json_output)
 
 
+rank_command.add_to(app)
 memory_commands.add_to(app)
 
 

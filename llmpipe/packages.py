@@ -117,7 +117,7 @@ def refuse_without_trackers(steps: Sequence[Step]) -> None:
             raise UsageError(Problem(problem), hint=f"pip install {' '.join(missing)}")
 
 
-def refuse_without_server() -> None:
+def refuse_without_server(command: str = "serve") -> None:
     """Refuse to serve where what speaks HTTP is missing.
 
     Raises:
@@ -125,7 +125,7 @@ def refuse_without_server() -> None:
     """
     missing = [name for name in ("fastapi", "uvicorn") if not is_there(name)]
     if missing:
-        problem = f"serve needs the package {missing[0]}, which is not installed"
+        problem = f"{command} needs the package {missing[0]}, which is not installed"
         raise UsageError(problem, hint="pip install 'llmpipe[serve]'")
 
 

@@ -32,6 +32,10 @@ Allowed = Annotated[
 ]
 McpFile = Annotated[Path | None, typer.Option("--mcp", metavar="FILE", help="MCP servers whose tools it may ask for.")]
 
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Expose = Annotated[bool, typer.Option("--expose", help="Let --host be an address that others can reach.")]
+AllowHost = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Another name that the server is called by.")]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands."""
@@ -90,12 +94,10 @@ def serve(
         list[str],
         typer.Argument(metavar="MODEL...", help=NAMES),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
-    expose: Annotated[bool, typer.Option("--expose", help="Let --host be an address that others can reach.")] = False,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Another name that the server is called by.")
-    ] = None,
+    expose: Expose = False,
+    allow_host: AllowHost = None,
     token_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Holds the token; else LLMPIPE_TOKEN, else a random one is made."),

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from llmpipe import console
 from llmpipe.errors import LlmpipeError, TalkError, did_you_mean
-from llmpipe.talk import attachments, kept
-from llmpipe.talk.engine import Piece
+from llmpipe.talk import attachments, comparing, kept
 from llmpipe.talk.equipping import refuse_missing
 from llmpipe.talk.kit import Kit
 from llmpipe.talk.moderated import Moderated
@@ -25,22 +22,11 @@ if TYPE_CHECKING:
     from llmpipe.talk.memory import Memory
     from llmpipe.talk.repl import Chat
 
-PREFERENCES = "preferences.jsonl"
-SIDE_BY_SIDE = 72
-"""Columns from which on two answers stand beside each other."""
 FOUND = 10
 
 
 class Leave(Exception):
     """The user wants to go."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Two models' answers to the same prompt: name and text of each."""
-
-    prompt: list[dict[str, object]]
-    answers: tuple[tuple[str, str], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ def try_run(chat: Chat, line: str) -> None:
 
 def _help(_: Chat, __: str) -> None:
     rows = [(f"{name} {command.argument}".strip(), command.help) for name, command in COMMANDS.items()]
-    if console.err.width >= SIDE_BY_SIDE:
+    if console.err.width >= comparing.SIDE_BY_SIDE:
         console.show(console.table(rows))
     else:
         for usage, told in rows:
@@ -208,55 +194,6 @@ def _of(chat: Chat) -> Memory:
     return chat.session.memory
 
 
-def _compare(chat: Chat, name: str) -> None:
-    if not name:
-        there = f": {', '.join(chat.stages())}" if chat.stages() else ""
-        raise TalkError(f"which stage is to answer, too?{there}", hint="/compare STAGE, or a folder or hub:ID")
-    if chat.session.answer is None:
-        raise TalkError("there is no answer to compare yet", hint="say something first")
-    other = chat.other(name)
-    with console.err.status(f"{name} answers"):
-        parts = [part.text for part in chat.session.asked_of(other) if isinstance(part, Piece)]
-    names = [engine.name.rpartition(":")[2] for engine in (chat.session.engine, other)]
-    answers = ((f"1  {names[0]}", chat.session.answer), (f"2  {names[1]}", "".join(parts)))
-    chat.compared = Compared(chat.session.asked, answers)
-    _show_compared(answers)
-    console.say("  /rank says which is better", style="dim")
-
-
-def _show_compared(answers: tuple[tuple[str, str], tuple[str, str]]) -> None:
-    """Show two answers beside each other, or one below the other where there is no room."""
-    if console.out.width < SIDE_BY_SIDE:
-        for name, text in answers:
-            console.out.print(Text(console.clean(name), style="bold"))
-            console.out.print(Text(console.clean(text).strip()), soft_wrap=False)
-        return
-    names, texts = zip(*answers, strict=True)
-    grid = console.table([[text.strip() for text in texts]], header=names)
-    for column in grid.columns:
-        column.ratio = 1
-    grid.expand = True
-    console.show(grid, to_stdout=True)
-
-
-def _rank(chat: Chat, name: str) -> None:
-    if chat.compared is None:
-        raise TalkError("there is nothing to rank yet", hint="/compare STAGE answers the last question once more")
-    (_, one), (_, other) = chat.compared.answers
-    if one.strip() == other.strip() or not other.strip():
-        raise TalkError("the answers are the same, or one is empty: there is nothing to learn from them")
-    said = chat.ask("which is better, 1 or 2? (Enter: neither) ").strip()
-    if said not in ("1", "2"):
-        console.say("  nothing is written")
-        return
-    better, worse = (one, other) if said == "1" else (other, one)
-    path = Path(name or PREFERENCES).expanduser()
-    kept.append(path, kept.preference(chat.compared.prompt, better=better, worse=worse))
-    chat.compared = None
-    console.say(f"  appended to {path.absolute()}")
-    console.say(f"  llmpipe reward … --data {path} learns from it", style="dim")
-
-
 def _save(chat: Chat, name: str) -> None:
     if not name:
         raise TalkError("where to?", hint="/save chats.jsonl")
@@ -288,8 +225,10 @@ COMMANDS = {
     "/attach": Command(_attach, "[FILE]", f"send a file along, or let it be read: {', '.join(READERS)}"),
     "/memory": Command(_memory, "[WORDS | remember TEXT]", "show facts, search what was said, keep a fact"),
     "/forget": Command(_forget, "N | this", "delete a fact, or this conversation"),
-    "/compare": Command(_compare, "STAGE", "have another stage answer it, too"),
-    "/rank": Command(_rank, "[FILE]", "say which answer is better, for reward"),
+    "/compare": Command(comparing.compare, "STAGE", "have another stage answer it, too"),
+    "/rank": Command(comparing.rank, "", "say which answer is better, for reward"),
+    "/good": Command(comparing.good, "", "find the answer good, for kto"),
+    "/bad": Command(comparing.bad, "", "find it bad"),
     "/save": Command(_save, "FILE", "append the conversation, for sft"),
     "/retry": Command(_retry, "", "answer the last question again"),
     "/undo": Command(_undo, "", "take the last question and its answer back"),

@@ -1,4 +1,4 @@
-"""What a chat leaves for training: conversations that `sft` reads, and preferences that `reward` reads."""
+"""What a chat leaves for training: conversations that `sft` reads."""
 
 from __future__ import annotations
 
@@ -26,15 +26,6 @@ def conversation(messages: Sequence[Message]) -> dict[str, Any]:
     if not turns:
         raise TalkError("there is no answer to save yet", hint="say something first")
     return {"messages": turns}
-
-
-def preference(prompt: Sequence[Message], *, better: str, worse: str) -> dict[str, Any]:
-    """Return two answers to one prompt as a row of preferences."""
-    return {"prompt": written_out(prompt), "chosen": _answer(better), "rejected": _answer(worse)}
-
-
-def _answer(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def append(path: Path, row: dict[str, Any]) -> None:

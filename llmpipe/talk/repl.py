@@ -17,7 +17,7 @@ from llmpipe import console
 from llmpipe.errors import UsageError
 from llmpipe.inspection import models_of
 from llmpipe.moderation.opening import moderator as opened_moderator
-from llmpipe.talk import commands
+from llmpipe.talk import commands, comparing
 from llmpipe.talk.attachments import Attachment
 from llmpipe.talk.engine import Engine, Finish, Sampling
 from llmpipe.talk.equipping import Tools, equipped
@@ -55,7 +55,7 @@ class Chat:
     load: Callable[[str], Engine]
     ask: Callable[[str], str]
     attached: list[Attachment] = field(default_factory=list)
-    compared: commands.Compared | None = None
+    compared: comparing.Compared | None = None
     others: dict[str, Engine] = field(default_factory=dict)
 
     def say(self, text: str) -> None:

@@ -82,7 +82,8 @@ def test_a_chat_with_every_command(talk: Callable[..., Terminal], llmpipe: Shell
     wide.type("/compare base", then="/rank says which is better")
     wide.child.send("/rank\r")
     wide.wait("1 or 2?")
-    wide.type("1", then="appended to")
+    wide.type("1", then="kept in")
+    wide.type("/good", then="kept in")
     wide.type("/retry", then="")
     wide.type("/memory remember Ducks wear shoes.", then="1  Ducks wear shoes.")
     wide.type("/memory duck", then="user: Tell me a story. Of a duck.")
@@ -93,8 +94,10 @@ def test_a_chat_with_every_command(talk: Callable[..., Terminal], llmpipe: Shell
     wide.child.expect(pexpect.EOF)
     (row,) = (json.loads(line) for line in (llmpipe.folder / "chats.jsonl").read_text().splitlines())
     assert row["messages"][0] == {"role": "user", "content": "Tell me\na story.\nOf a duck."}
-    (pair,) = (json.loads(line) for line in (llmpipe.folder / "preferences.jsonl").read_text().splitlines())
+    llmpipe("rank", "runs/tiny", "--export", "pairs.jsonl", "--as", "pairs")
+    (pair,) = (json.loads(line) for line in (llmpipe.folder / "pairs.jsonl").read_text().splitlines())
     assert pair["chosen"][0]["content"] == row["messages"][1]["content"]
+    llmpipe("rank", "runs/tiny", "--export", "labels.jsonl", "--as", "kto")
     assert "+/tools" in (llmpipe.folder / "home/chat_history").read_text()
 
 

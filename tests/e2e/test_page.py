@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from llmpipe.ranking.export import export
+from llmpipe.ranking.store import Store
 from llmpipe.talk.engine import Piece
 from llmpipe.talk.memory import Memory
 from tests.unit.scripted import ScriptedEngine
@@ -120,14 +122,21 @@ def test_a_person_chats_compares_and_finds_the_conversation_again(browser: Any, 
         page.get_by_role("button", name="The answer of base is better").click()
         side_by_side.locator(".best", has_text="and so the duck went home.").wait_for()
 
+        page.get_by_role("button", name="The answer of sft is bad").last.click()
+        page.locator(".thumb.down[aria-pressed=true]").wait_for()
+
         page.reload()
         page.locator(".best", has_text="and so the duck went home.").wait_for()
+        assert page.locator(".thumb[aria-pressed=true]").get_attribute("aria-label") == "The answer of sft is bad"
         assert page.locator(".turn").count() == 6
         assert page.locator(".chip").all_inner_texts() == ["shoes.csv"]
         assert page.get_by_label("Model").input_value() == f"{RUN}:base"
         assert page.title() == "llmpipe"
-    rows = [json.loads(line) for line in (tmp_path / "preferences.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["rejected_model"] for row in rows] == [f"{RUN}:ppo", f"{RUN}:sft"]
+    with Store(tmp_path / "rankings.sqlite3") as store:
+        export(store, tmp_path / "pairs.jsonl", "pairs")
+        assert [thumb.is_good for thumb in store.thumbs()] == [False]
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["rejected_models"] for row in rows] == [[f"{RUN}:ppo"], [f"{RUN}:sft"]]
 
 
 def test_conversations_are_found_renamed_and_deleted(browser: Any, memory: Memory) -> None:

@@ -15,10 +15,11 @@ PACKAGE = Path(__file__).parents[2] / "llmpipe"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"cli"},
+    {"rank_command"},
     {"stage_commands", "run_commands", "memory_commands", "talk_commands"},
     {"flags"},
     {"pipeline"},
-    {"calibrate", "prefetch", "talk"},
+    {"calibrate", "prefetch", "ranking", "talk"},
     {"moderation"},
     {"push", "inspection", "generate"},
     {"export"},

@@ -344,7 +344,7 @@ def test_a_database_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
     raw.close()
     before = path.read_bytes()
     kind, said, hint = refused(path)
-    assert (kind, said) == (DataError, f"{path} is a database, but not of llmpipe")
+    assert (kind, said) == (DataError, f"{path} is a database, but not a memory of llmpipe")
     assert hint == "name another folder in LLMPIPE_HOME; the file was left as it is" and path.read_bytes() == before
 
 
@@ -397,7 +397,7 @@ def test_a_file_that_cannot_be_written(memory: Memory, path: Path) -> None:
     memory._file.connection().execute("PRAGMA query_only = ON")
     with pytest.raises(TalkError, match="cannot be written: attempt to write a readonly database") as told:
         memory.begin("x")
-    assert told.value.hint == "chmod u+w the file and its folder, or name another LLMPIPE_HOME"
+    assert told.value.hint == "chmod u+w the file and its folder, or name another folder in LLMPIPE_HOME"
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="who may write everywhere is refused nothing")

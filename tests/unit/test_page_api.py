@@ -14,6 +14,8 @@ import pytest
 from llmpipe.data.preferences import preferences
 from llmpipe.data.rows import read_rows
 from llmpipe.errors import TalkError
+from llmpipe.ranking.export import export
+from llmpipe.ranking.store import Store
 from llmpipe.talk.engine import Piece
 from llmpipe.talk.memory import Memory
 from tests.unit.scripted import ScriptedEngine
@@ -105,12 +107,28 @@ def test_several_models_answer_and_the_better_one_is_learnt_from(memory: Memory,
     assert (status, turn["preferred"], turn["message"]) == (200, "ppo", preferred["message"])
     assert (again[0], again[1]["error"]["message"]) == (409, "the answer of ppo was chosen before")
     assert engines["sft"].asked[-1][1] == {"role": "assistant", "content": "Good day"}
-    pairs = [pair for _, pair in preferences(read_rows([tmp_path / "preferences.jsonl"]))]
+    with Store(tmp_path / "rankings.sqlite3") as store:
+        export(store, tmp_path / "pairs.jsonl", "pairs")
+    pairs = [pair for _, pair in preferences(read_rows([tmp_path / "pairs.jsonl"]))]
     assert [(pair.chosen[0]["content"], pair.rejected[0]["content"]) for pair in pairs] == [
         ("Good day", "Hello there"),
         ("Good day", "and so on"),
     ]
     assert {pair.prompt[0]["content"] for pair in pairs} == {"Hi"}
+
+
+def test_thumbs_are_kept_shown_again_and_changed(memory: Memory, tmp_path: Path) -> None:
+    with served(models(), memory) as server:
+        _, rest = say(server, compare=["ppo"])
+        about = {"conversation": 1, "message": rest["message"]}
+        assert server.ask("POST", "/api/thumb", about | {"model": "sft", "good": False})[0] == 200
+        assert server.ask("POST", "/api/thumb", about | {"model": "sft", "good": True})[0] == 200
+        status, refused = server.ask("POST", "/api/thumb", about | {"model": "base", "good": True})
+        assert (status, refused["error"]["message"]) == (409, f"message {rest['message']} has no answer of base")
+        turn = server.ask("GET", "/api/conversations/1")[1]["turns"][-1]
+    assert turn["thumbs"] == {"sft": True}
+    with Store(tmp_path / "rankings.sqlite3") as store:
+        assert [thumb.is_good for thumb in store.thumbs()] == [True]
 
 
 def test_who_goes_away_stops_the_answer_and_what_came_is_kept(memory: Memory) -> None:

@@ -16,8 +16,12 @@ from typer.testing import CliRunner
 from llmpipe import console
 from llmpipe.cli import app
 from llmpipe.context import Context
+from llmpipe.data.labelled import labelled
+from llmpipe.data.rows import read_rows
 from llmpipe.data.sources import read_conversations, read_preferences
 from llmpipe.errors import LlmpipeError, TalkError
+from llmpipe.ranking.export import export
+from llmpipe.ranking.store import Store
 from llmpipe.settings import PathSource
 from llmpipe.talk import commands, repl
 from llmpipe.talk.engine import Piece
@@ -264,7 +268,7 @@ def test_what_cannot_be_saved(chat: Chat, line: str, wrong: str) -> None:
 def test_answers_are_compared_ranked_and_read_by_reward(
     monkeypatch: pytest.MonkeyPatch, width: int, ctx: Context, tmp_path: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLMPIPE_HOME", str(tmp_path))
     seen = Seen(monkeypatch, width)
     chat = talking(["a worse answer"], other="a better answer")
     for line, wrong in (("/compare b", "there is no answer to compare yet"), ("/rank", "there is nothing to rank yet")):
@@ -278,8 +282,12 @@ def test_answers_are_compared_ranked_and_read_by_reward(
     assert any("a worse answer" in line and "a better answer" in line for line in shown.splitlines()) == (width == 80)
     assert "1  scripted" in shown and "2  b" in shown
     assert "a worse answer" in shown and "a better answer" in shown
-    assert said(chat, "/rank", seen).splitlines()[0] == f"  appended to {tmp_path / 'preferences.jsonl'}"
-    ((_, pair),) = read_preferences([PathSource(path=str(tmp_path / "preferences.jsonl"))], ctx)
+    with pytest.raises(TalkError, match=r"^what is ranked is kept with the run, not in mine\.jsonl$"):
+        commands.run(chat, "/rank mine.jsonl")
+    assert said(chat, "/rank", seen).splitlines()[0] == f"  kept in {tmp_path / 'rankings.sqlite3'}"
+    with Store(tmp_path / "rankings.sqlite3") as store:
+        export(store, tmp_path / "pairs.jsonl", "pairs")
+    ((_, pair),) = read_preferences([PathSource(path=str(tmp_path / "pairs.jsonl"))], ctx)
     assert [turn["content"] for turn in (*pair.prompt, *pair.chosen, *pair.rejected)] == [
         "Which?",
         "a better answer",
@@ -289,7 +297,10 @@ def test_answers_are_compared_ranked_and_read_by_reward(
         commands.run(chat, "/rank")
 
 
-def test_equal_answers_are_not_ranked_and_nobody_is_pressed(seen: Seen, tmp_path: Path) -> None:
+def test_equal_answers_are_not_ranked_and_nobody_is_pressed(
+    seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMPIPE_HOME", str(tmp_path))
     chat = talking(["same"], other="same")
     chat.say("Which?")
     commands.run(chat, "/compare hub:b")
@@ -300,7 +311,40 @@ def test_equal_answers_are_not_ranked_and_nobody_is_pressed(seen: Seen, tmp_path
     chat.say("Which?")
     commands.run(chat, "/compare hub:b")
     assert said(chat, "/rank", seen) == "  nothing is written\n"
-    assert not (tmp_path / "preferences.jsonl").exists()
+    assert not (tmp_path / "rankings.sqlite3").exists()
+
+
+def test_a_tie_and_two_bad_answers_are_kept_as_such(
+    seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMPIPE_HOME", str(tmp_path))
+    for answer in "=0":
+        chat = talking([f"one {answer}"], other="two")
+        chat.ask = lambda question, answer=answer: answer  # type: ignore[misc]
+        chat.say("Which?")
+        commands.run(chat, "/compare hub:b")
+        commands.run(chat, "/rank")
+    with Store(tmp_path / "rankings.sqlite3") as store:
+        assert [(one.verdict, one.ranks) for one in store.rankings()] == [("ranked", (1, 1)), ("bad", None)]
+
+
+def test_thumbs_become_labels_for_kto(seen: Seen, tmp_path: Path) -> None:
+    with Memory(tmp_path / "memory.sqlite3") as memory:
+        chat = talking(["first", "second"], memory=memory)
+        with pytest.raises(TalkError, match=r"^there is no answer to judge yet$"):
+            commands.run(chat, "/good")
+        chat.say("hi")
+        commands.run(chat, "/bad")
+        assert said(chat, "/good", seen).splitlines()[0] == f"  kept in {tmp_path / 'rankings.sqlite3'}"
+        chat.say("and?")
+        commands.run(chat, "/bad")
+    with Store(tmp_path / "rankings.sqlite3") as store:
+        export(store, tmp_path / "labels.jsonl", "kto")
+    rows = [one for _, one in labelled(read_rows([tmp_path / "labels.jsonl"]))]
+    assert [(one.answer[0]["content"], len(one.prompt), one.is_good) for one in rows] == [
+        ("first", 1, True),
+        ("second", 3, False),
+    ]
 
 
 def test_a_model_is_opened_once_and_the_chat_survives_one_that_is_not_there(seen: Seen) -> None:

@@ -46,7 +46,7 @@ def create_app(
         app.add_exception_handler(kind, _failed)
     app.include_router(openai_api.router)
     app.include_router(page_api.router)
-    app.add_api_route("/signin", _sign_in, methods=["GET"])
+    app.add_api_route("/signin", sign_in, methods=["GET"])
     app.add_api_route("/", _page, methods=["GET"])
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
@@ -58,7 +58,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.answers.close()
 
 
-async def _sign_in(request: Request, code: str = "") -> Response:
+async def sign_in(request: Request, code: str = "") -> Response:
     """Change a one-time code for a cookie, and go to the page."""
     session = request.app.state.signin.begin(code)
     if session is None:

@@ -24,7 +24,6 @@ from llmpipe.talk.serve.metrics import Metrics
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 OPEN_PATHS = ("/health", "/signin", "/static/page.css", "/static/icon.svg")
-SIGN_IN_PAGE = Path(__file__).with_name("static") / "signin.html"
 SAFE_METHODS = ("GET", "HEAD")
 CLIENTS_KEPT = 10_000
 DRAIN_S = 1.0
@@ -82,6 +81,10 @@ class Refused(Exception):
 
 class Signin:
     """One-time codes for links to the page, and the sessions that they began; all of it in memory."""
+
+    page = Path(__file__).with_name("static") / "signin.html"
+    """What a person is shown who is not signed in."""
+    needed = "this needs the token that llmpipe serve printed (Authorization: Bearer ...), or its sign-in link"
 
     def __init__(self) -> None:
         self._codes: set[str] = set()
@@ -160,7 +163,7 @@ class Guard:
         except Refused as refusal:
             await self._drain(receive)
             is_page = scope["path"] == "/" and refusal.status == 401
-            await _refuse(refusal, send, page=SIGN_IN_PAGE if is_page else None)
+            await _refuse(refusal, send, page=self._signin.page if is_page else None)
         except ConnectionResetError:
             return
         else:
@@ -180,8 +183,7 @@ class Guard:
         if wait_s := self._rate.wait_s(client, time.monotonic()):
             raise _too_many("too many requests; slow down", wait_s)
         if scope["path"] not in OPEN_PATHS and not self._is_known(headers, host, needs_origin=changes):
-            message = "this needs the token that llmpipe serve printed (Authorization: Bearer ...), or its sign-in link"
-            raise Refused(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise Refused(401, self._signin.needed, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         if changes and self._open > self._limits.running + self._limits.waiting:
             raise _too_many("too many requests at once; try again", 1)
 

@@ -73,6 +73,16 @@ class Choice(BaseModel):
     chosen: str
 
 
+class Thumb(BaseModel):
+    """Whether a model's answer, in a message, is good."""
+
+    model_config = ConfigDict(extra="forbid")
+    conversation: int
+    message: int
+    model: str
+    good: bool
+
+
 @router.get("/api/state")
 def state(request: Request) -> dict[str, Any]:
     """Return what there is: models, modes, conversations, and which files may be sent."""
@@ -97,7 +107,9 @@ def opened(request: Request, conversation: int) -> dict[str, Any]:
     memory = _kept(request)
     with _as_http(404):
         known = memory.conversation(conversation)
-        turns = [_turn(one, known) for one in memory.messages(conversation) if _shown(one)]
+        messages = memory.messages(conversation)
+        thumbs = preferred.thumbs(memory, messages, known.model)
+        turns = [_turn(one, known, thumbs) for one in messages if _shown(one)]
     return _listed(known) | {"turns": [one | {"is_last": one is turns[-1]} for one in turns]}
 
 
@@ -165,11 +177,20 @@ def say(request: Request, question: Question) -> StreamingResponse:
 
 @router.post("/api/prefer")
 def prefer(request: Request, choice: Choice) -> dict[str, Any]:
-    """Keep which answer is better: the conversation goes on with it, and `reward` can learn from it."""
+    """Keep which answer is better: the conversation goes on with it, and `llmpipe rank` exports it for `reward`."""
     memory = _kept(request)
     with _as_http(409):
         message, file = preferred.kept(memory, choice.conversation, choice.message, choice.chosen)
     return {"message": message, "file": str(file)}
+
+
+@router.post("/api/thumb")
+def thumb(request: Request, given: Thumb) -> dict[str, Any]:
+    """Keep whether an answer is good; `llmpipe rank` exports it for `kto`."""
+    memory = _kept(request)
+    with _as_http(409):
+        file = preferred.thumb(memory, given.conversation, given.message, given.model, is_good=given.good)
+    return {"file": str(file)}
 
 
 def _engines(request: Request) -> Mapping[str, Engine]:
@@ -205,9 +226,11 @@ def _shown(one: Stored) -> bool:
     return one.role in ("user", "assistant") and bool(one.content or one.page)
 
 
-def _turn(one: Stored, conversation: Conversation) -> dict[str, Any]:
+def _turn(one: Stored, conversation: Conversation, thumbs: Mapping[tuple[int, str], bool]) -> dict[str, Any]:
     """What the page shows of a message; one from elsewhere, such as `llmpipe chat`, has no `page`."""
     if one.role == "user":
         return {"role": "user", "text": one.page.get("text", one.content), "files": one.page.get("files", [])}
     answers = one.page.get("answers") or [{"model": conversation.model, "text": one.content}]
-    return {"role": "assistant", "message": one.id, "answers": answers, "preferred": one.page.get("preferred")}
+    found = {model: is_good for (message, model), is_good in thumbs.items() if message == one.id}
+    choice = {"preferred": one.page.get("preferred"), "thumbs": found}
+    return {"role": "assistant", "message": one.id, "answers": answers} | choice

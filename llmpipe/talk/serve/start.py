@@ -55,13 +55,13 @@ def serve(wanted: Wanted, *, as_json: bool) -> None:
         KeyboardInterrupt: it was Ctrl-C.
     """
     refuse_without_server()
-    _refuse_exposed(wanted.host, expose=wanted.expose)
+    refuse_exposed(wanted.host, expose=wanted.expose)
     given = _given_token(wanted.token_file)
 
     from llmpipe.moderation.opening import moderator as opened_moderator
     from llmpipe.talk.moderated import moderated
 
-    with _listening(wanted.host, wanted.port) as listening, ExitStack() as opened:
+    with listen(wanted.host, wanted.port) as listening, ExitStack() as opened:
         moderator = opened_moderator(wanted.moderation)
         engines = {
             name: moderated(engine, moderator)
@@ -70,21 +70,21 @@ def serve(wanted: Wanted, *, as_json: bool) -> None:
 
         from llmpipe.talk.memory import Memory, default_path
         from llmpipe.talk.serve.app import create_app
-        from llmpipe.talk.serve.connection import serve as listen
+        from llmpipe.talk.serve.connection import serve as answer
         from llmpipe.talk.serve.guard import LOOPBACK, Limits
 
         kept = opened.enter_context(Memory(wanted.memory or default_path())) if wanted.keeps else None
         token = given or secrets.token_urlsafe(32)
-        hosts = [*LOOPBACK, _in_url(wanted.host), *wanted.other_hosts]
+        hosts = [*LOOPBACK, in_url(wanted.host), *wanted.other_hosts]
         app = create_app(engines, memory=kept, limits=Limits(running=wanted.parallel), token=token, hosts=hosts)
-        address = f"http://{_in_url(wanted.host)}:{listening.getsockname()[1]}"
+        address = f"http://{in_url(wanted.host)}:{listening.getsockname()[1]}"
         signin = f"{address}/signin?code={app.state.signin.code()}"
         told = {"address": address, "models": list(engines), "signin": signin, "moderation": wanted.moderation}
         if as_json:
             console.data(json.dumps(told | {"token": token}))
         else:
             _tell(told, None if given else token)
-        listen(app, listening)
+        answer(app, listening)
 
 
 def _engines(models: Sequence[str], key_variable: str | None, opened: ExitStack) -> dict[str, Engine]:
@@ -99,7 +99,12 @@ def _engines(models: Sequence[str], key_variable: str | None, opened: ExitStack)
     return engines
 
 
-def _refuse_exposed(host: str, *, expose: bool) -> None:
+def refuse_exposed(host: str, *, expose: bool) -> None:
+    """Refuse an address that other machines can reach, unless that is wanted.
+
+    Raises:
+        UsageError: it is one.
+    """
     try:
         is_loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -131,8 +136,12 @@ def _given_token(file: Path | None) -> str | None:
     return token
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """Take the port before models are loaded, which takes longer."""
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port, before models are loaded, which takes longer.
+
+    Raises:
+        UsageError: it cannot be taken.
+    """
     host = host.strip("[]")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -143,7 +152,8 @@ def _listening(host: str, port: int) -> socket.socket:
         raise UsageError(f"cannot listen on {host}, port {port}: {reason}", hint="--port 0 takes a free one") from None
 
 
-def _in_url(host: str) -> str:
+def in_url(host: str) -> str:
+    """Write an address as URLs have it."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 

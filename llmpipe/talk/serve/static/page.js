@@ -136,16 +136,19 @@ function kept(turn) {
     answer.text = one.text;
     answer.draw();
   }
+  judged(drawn, turn.message, turn.thumbs, turn.is_last && !turn.preferred);
   if (turn.preferred) drawn.prefer(turn.preferred);
-  else if (turn.is_last) offer(drawn, turn.message);
   return drawn.node;
 }
 
-function offer(drawn, message) {
-  const asked = conversation;
+/** Offer thumbs, and to say which answer is better, where the conversation is still open for that. */
+function judged(drawn, message, given, isOpen) {
+  const at = { conversation, message };
+  drawn.rate((model, good) => json("POST", "/api/thumb", { ...at, model, good }).catch(failed), given);
+  if (!isOpen) return;
   drawn.offer(async (model) => {
     try {
-      await json("POST", "/api/prefer", { conversation: asked, message, chosen: model });
+      at.message = (await json("POST", "/api/prefer", { ...at, chosen: model })).message;
       drawn.prefer(model);
     } catch (error) {
       failed(error);
@@ -192,7 +195,7 @@ async function listen(question, drawn, follow) {
     for await (const event of events(question, stop.signal)) {
       if (event.content !== undefined) content = begun(event);
       else if (event.model) heard(event, drawn);
-      else if (event.message) offer(drawn, event.message);
+      else if (event.message) judged(drawn, event.message, {}, true);
       follow();
     }
   } catch (error) {

@@ -57,6 +57,11 @@ export class AnswerTurn {
     if (given.length > 1) given.forEach((one) => one.offer(() => choose(one.model)));
   }
 
+  /** Offer thumbs; `send` is called with a model's name and whether its answer is good. */
+  rate(send, given = {}) {
+    for (const one of this.answers.values()) if (one.text) one.rate((isGood) => send(one.model, isGood), given[one.model]);
+  }
+
   prefer(model) {
     for (const one of this.answers.values()) one.mark(one.model === model);
   }
@@ -125,6 +130,21 @@ class Answer {
     this.better = el("button", { type: "button", className: "better", icon: "thumb", "aria-label": label }, "Better");
     this.better.addEventListener("click", choose);
     this.foot.append(this.better);
+  }
+
+  rate(send, given) {
+    const buttons = [true, false].map((isGood) => {
+      const label = `The answer of ${this.label} is ${isGood ? "good" : "bad"}`;
+      const className = `icon thumb${isGood ? "" : " down"}`;
+      const button = el("button", { type: "button", className, icon: "thumb", "aria-label": label, title: isGood ? "Good" : "Bad" });
+      button.addEventListener("click", async () => {
+        if (await send(isGood)) press(isGood);
+      });
+      return button;
+    });
+    const press = (isGood) => buttons.forEach((one, at) => one.setAttribute("aria-pressed", String((at === 0) === isGood)));
+    if (typeof given === "boolean") press(given);
+    this.foot.append(...buttons);
   }
 
   mark(isBest) {
