@@ -19,7 +19,7 @@ from llmpipe.errors import TalkError, UsageError
 from llmpipe.ranking import agreement, alpha, given
 from llmpipe.ranking.asking import Asking
 from llmpipe.ranking.export import export
-from llmpipe.ranking.feedback import Told, keep_thumb
+from llmpipe.ranking.feedback import Told, keep_comparison, keep_thumb
 from llmpipe.ranking.records import Answer, Asked, Ranking
 from llmpipe.ranking.sampling import Round, Sampler, answers, missing
 from llmpipe.ranking.start import Wanted, sampled
