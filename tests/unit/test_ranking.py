@@ -16,7 +16,7 @@ from llmpipe.data.preferences import preferences
 from llmpipe.data.ranked import ranked
 from llmpipe.data.rows import read_rows
 from llmpipe.errors import TalkError, UsageError
-from llmpipe.ranking import agreement, alpha, given
+from llmpipe.ranking import agreement, alpha, given, sampling
 from llmpipe.ranking.asking import Asking
 from llmpipe.ranking.export import export
 from llmpipe.ranking.feedback import Told, keep_comparison, keep_thumb
@@ -216,7 +216,10 @@ def test_the_same_words_are_sampled_again_and_then_are_one_answer() -> None:
     assert [one.text for one in answers(round_of("one two three", count=2), full, 0)] == ["y"]
 
 
-def test_sampling_goes_on_where_it_stopped_and_what_gives_no_choice_is_not_asked(store: Store) -> None:
+def test_sampling_goes_on_where_it_stopped_and_what_gives_no_choice_is_not_asked(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "AT_ONCE", 1)
     found = round_of("one", "two", "three", models=("a",), count=2)
     round_id = store.begin_round(found.key, found.settings())
     broken = ScriptedEngine(["1", "2", TalkError("out of memory")])
