@@ -15,7 +15,9 @@ from llmpipe.talk import sent
 from llmpipe.talk.engine import Engine, Sampling
 
 TRIES = 3
-"""How often an answer is sampled again that is empty, or the same as another one to its prompt."""
+"""How often an answer is sampled at most that is empty, or the same as another one to its prompt."""
+AT_ONCE = 4
+"""How many prompts are answered together."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def answers(found: Round, engines: Mapping[str, Engine], place: int) -> list[Ans
     asked, slots = found.prompts[place], found.slots(place)
     said: dict[str, tuple[str, list[str]]] = {}
     for attempt in range(TRIES):
-        with ThreadPoolExecutor(len(slots)) as pool:  # a model decodes them together
+        with ThreadPoolExecutor(len(slots)) as pool:
             texts = list(pool.map(lambda slot: _answer(found, engines[slot[0]], asked, slot, attempt), slots))  # noqa: B023
         again = []
         for slot, text in zip(slots, texts, strict=True):
@@ -98,17 +100,22 @@ class Sampler(threading.Thread):
 
     def run(self) -> None:
         """Sample."""
-        try:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             for place in missing(self._store, self._round_id, self._found):
-                if self._is_over.is_set():
-                    return
-                given = answers(self._found, self._engines, place)
-                self._store.add_task("rank", self._found.prompts[place], given, round_id=self._round_id, place=place)
+                pool.submit(self._sample, place)
+
+    def _sample(self, place: int) -> None:
+        if self._is_over.is_set():
+            return
+        try:
+            given = answers(self._found, self._engines, place)
+            self._store.add_task("rank", self._found.prompts[place], given, round_id=self._round_id, place=place)
         except LlmpipeError as failure:
             self.failure = failure
+            self._is_over.set()
 
     def end(self) -> None:
-        """Stop after the prompt that is being answered, and wait for that."""
+        """Stop after the prompts that are being answered, and wait for these."""
         self._is_over.set()
         if self.is_alive():
             self.join()

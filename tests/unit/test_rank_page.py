@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llmpipe.ranking import sampling
 from llmpipe.ranking.sampling import Round, Sampler
 from llmpipe.ranking.store import Store
 from llmpipe.talk.engine import Sampling
@@ -119,7 +120,10 @@ def test_what_is_no_ranking_is_refused(store: Store, said: dict[str, Any], statu
     assert store.rankings() == []
 
 
-def test_answers_come_while_people_wait_and_a_failure_names_no_model(store: Store) -> None:
+def test_answers_come_while_people_wait_and_a_failure_names_no_model(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "AT_ONCE", 1)
     found = Round([asked("one"), asked("two")], ["a"], 2, 1, Sampling())
     gate = threading.Event()
 

@@ -16,6 +16,7 @@ from llmpipe.stages import curate
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
 STUBS = {
+    "human-feedback": ["rankings.jsonl"],
     "shakespeare-cpu": ["tinyshakespeare.txt"],
     "curate-web": ["pages.jsonl", "eval.jsonl"],
     "moderation-cpu": ["labelled.csv"],

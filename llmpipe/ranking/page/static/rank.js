@@ -5,6 +5,7 @@ import { el } from "/static/turns.js";
 import { shown } from "/static/text.js";
 
 const WAIT_MS = 1000;
+const ROLES = { user: "Asked", assistant: "Answered before", system: "Told beforehand" };
 const $ = (id) => document.getElementById(id);
 
 let question = null;
@@ -45,7 +46,7 @@ function show(told) {
 }
 
 const turn = ({ role, content }) =>
-  el("div", { className: `said ${role}` }, el("span", { className: "note" }, role), el("div", { className: "bubble" }, content));
+  el("div", { className: `said ${role}` }, el("span", { className: "note" }, ROLES[role] ?? role), el("div", { className: "bubble" }, content));
 
 function card(text, number) {
   const words = el("div", { className: "words" });
