@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classify import NAMES, RECIPE
+from classify import NAMES, RECIPE, Rows
 from classify import read as read_posts
 
 from llmpipe.data.safety import Refusable
@@ -36,6 +36,8 @@ from llmpipe.moderation.policy import DEFAULT, Policy, load
 from llmpipe.moderation.policy import Rule as Written
 
 MOST_BLOCKED, MOST_RULES_MS, MOST_CLASSIFIER_MS = 0.02, 10.0, 50.0
+REQUEST = len(NAMES)
+"""The label of a request that a model should not answer."""
 FOUND_BENIGN = 0.01
 """What the thresholds aim at."""
 
@@ -63,10 +65,10 @@ class Texts:
         )
 
 
-def read(data: Path) -> tuple[dict[str, list[tuple[str, str]]], Texts]:
+def read(data: Path) -> tuple[dict[str, Rows], Texts]:
     """Return labelled rows to train on, by classifier, and the texts that are left."""
     train, held_out = read_posts(data / "safety" / "davidson_train.csv")
-    posts = [(text, NAMES[label]) for text, label in train]
+    posts = list(train)
     with (data / "safety" / "do_not_answer.jsonl").open(encoding="utf-8") as file:
         asked = [Refusable(row["category"], row["prompt"]) for row in map(json.loads, file)]
     rows = json.loads((data / "sft" / "alpaca_en_demo.json").read_text(encoding="utf-8"))
@@ -75,8 +77,8 @@ def read(data: Path) -> tuple[dict[str, list[tuple[str, str]]], Texts]:
     def is_kept(text: str) -> bool:
         return is_held_out(f"benchmark: {text}", 0.5)
 
-    shown = [(one.prompt, "request") for one in asked if not is_kept(one.prompt)]
-    shown += [(text, "neither") for text in prompts if not is_kept(text)]
+    shown = [(one.prompt, REQUEST) for one in asked if not is_kept(one.prompt)]
+    shown += [(text, NAMES.index("neither")) for text in prompts if not is_kept(text)]
     left = Texts(
         [Refusable(NAMES[label], text) for text, label in held_out if NAMES[label] != "neither"],
         [text for text, label in held_out if NAMES[label] == "neither"],
@@ -86,15 +88,17 @@ def read(data: Path) -> tuple[dict[str, list[tuple[str, str]]], Texts]:
     return {"posts": posts, "requests": posts + shown}, left
 
 
-def trained(name: str, rows: list[tuple[str, str]], work: Path) -> Path:
+def trained(name: str, rows: Rows, work: Path) -> Path:
     """Train a classifier by the recipe, unless that is done; returns its folder."""
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "labelled.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
     recipe = folder / RECIPE.name
-    lines = RECIPE.read_text(encoding="utf-8").splitlines(keepends=True)
-    recipe.write_text("".join(line for line in lines if "labels: {0:" not in line), encoding="utf-8", newline="\n")
+    text = RECIPE.read_text(encoding="utf-8")
+    if any(label == REQUEST for _, label in rows):
+        text = text.replace("2: neither}", f"2: neither, {REQUEST}: request}}")
+    recipe.write_text(text, encoding="utf-8", newline="\n")
     done = subprocess.run(["llmpipe", "run", str(recipe), "--run", str(folder / "run")])
     if done.returncode:
         sys.exit(f"llmpipe exited {done.returncode}")
