@@ -37,7 +37,7 @@ Suite = Annotated[
     Literal["moderation"] | None, typer.Option("--suite", help="Measure a moderation policy; no run is needed.")
 ]
 Policy = Annotated[
-    str, typer.Option("--policy", metavar="POLICY", help="With --suite moderation: a policy file, or default.")
+    str | None, typer.Option("--policy", metavar="POLICY", help="With --suite moderation: a policy file, or default.")
 ]
 Harmful = Annotated[
     list[str] | None, typer.Option("--harmful", metavar="FILE", help="… texts that it is to find, with a category.")
@@ -91,13 +91,14 @@ def _stage_command(kind: str) -> Callable[..., None]:
         allow_code: AllowCode = False,
         junit: Junit = None,
         suite: Suite = None,
-        policy: Policy = "default",
+        policy: Policy = None,
         harmful: Harmful = None,
         benign: Benign = None,
         json_output: Json = False,
     ) -> None:
-        if suite:
-            _measure_moderation(kind, policy, harmful, benign, run=run or recipe, as_json=json_output)
+        moderation = {"policy": [policy] if policy else [], "harmful": harmful or [], "benign": benign or []}
+        if suite or any(moderation.values()):
+            _measure_moderation(kind, suite, moderation, run=run or recipe, as_json=json_output)
             return
         from llmpipe.pipeline import run_flags, run_kinds
 
@@ -126,21 +127,19 @@ def _stage_command(kind: str) -> Callable[..., None]:
 
 
 def _measure_moderation(
-    kind: str,
-    policy: str,
-    harmful: list[str] | None,
-    benign: list[str] | None,
-    *,
-    run: Path | str | None,
-    as_json: bool,
+    kind: str, suite: str | None, flags: dict[str, list[str]], *, run: Path | str | None, as_json: bool
 ) -> None:
     """Measure a policy in place of models."""
+    hint = "llmpipe eval --suite moderation --policy default --harmful FILE --benign FILE"
+    if suite is None:
+        used = next(flag for flag, values in flags.items() if values)
+        raise UsageError(f"--{used} goes with --suite moderation", hint=hint)
     if kind != "eval" or run is not None:
-        hint = "llmpipe eval --suite moderation --policy default --harmful FILE --benign FILE"
         raise UsageError("--suite moderation measures a policy, without recipe or run", hint=hint)
     from llmpipe.moderation.measures import evaluate
 
-    evaluate(policy, harmful or [], benign or [], as_json=as_json)
+    policy = flags["policy"][0] if flags["policy"] else "default"
+    evaluate(policy, flags["harmful"], flags["benign"], as_json=as_json)
 
 
 def rlhf(

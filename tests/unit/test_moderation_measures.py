@@ -74,6 +74,8 @@ def test_the_suite_of_the_command(files: Path) -> None:
     assert not (files / "home").exists()
     code, _, err = command(*asked)
     assert (code, err.splitlines()[0]) == (2, "the moderation suite needs harmful texts and benign ones")
+    code, _, err = command("sft", "--run", "runs/x", "--harmful", "harmful.jsonl")
+    assert (code, err.splitlines()[0]) == (2, "--harmful goes with --suite moderation")
     for wrong in (("sft", "--suite", "moderation"), (*asked, "--run", "runs/x")):
         code, _, err = command(*wrong)
         assert (code, err.splitlines()[0]) == (2, "--suite moderation measures a policy, without recipe or run")
