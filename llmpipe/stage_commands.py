@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperOption
@@ -33,6 +33,18 @@ INPUT_OF = {name: name for name in ("data", "model", "tokenizer", "reward")} | {
 Rewards = Annotated[
     list[str] | None, typer.Option("--reward", help="Stage, folder, hub:ID or FILE.py:NAME; several add up.")
 ]
+Suite = Annotated[
+    Literal["moderation"] | None, typer.Option("--suite", help="Measure a moderation policy; no run is needed.")
+]
+Policy = Annotated[
+    str | None, typer.Option("--policy", metavar="POLICY", help="With --suite moderation: a policy file, or default.")
+]
+Harmful = Annotated[
+    list[str] | None, typer.Option("--harmful", metavar="FILE", help="… texts that it is to find, with a category.")
+]
+Benign = Annotated[list[str] | None, typer.Option("--benign", metavar="FILE", help="… prompts that it is to let pass.")]
+OF_EVAL = ("suite", "policy", "harmful", "benign")
+"""The flags of `eval` alone."""
 Forced = Annotated[bool, typer.Option("--force", help="Run even if nothing changed.")]
 
 
@@ -44,6 +56,8 @@ class StageCommand(TyperCommand):
         for parameter in self.params:
             if isinstance(parameter, TyperOption) and parameter.name in INPUT_OF:
                 parameter.hidden = not _takes(str(self.name), INPUT_OF[parameter.name])
+            elif isinstance(parameter, TyperOption) and parameter.name in OF_EVAL:
+                parameter.hidden = self.name != "eval"
         super().format_help(ctx, formatter)
 
 
@@ -76,8 +90,16 @@ def _stage_command(kind: str) -> Callable[..., None]:
         processes: Processes = None,
         allow_code: AllowCode = False,
         junit: Junit = None,
+        suite: Suite = None,
+        policy: Policy = None,
+        harmful: Harmful = None,
+        benign: Benign = None,
         json_output: Json = False,
     ) -> None:
+        moderation = {"policy": [policy] if policy else [], "harmful": harmful or [], "benign": benign or []}
+        if suite or any(moderation.values()):
+            _measure_moderation(kind, suite, moderation, run=run or recipe, as_json=json_output)
+            return
         from llmpipe.pipeline import run_flags, run_kinds
 
         request = request_of(
@@ -102,6 +124,22 @@ def _stage_command(kind: str) -> Callable[..., None]:
 
     stage.__doc__ = f"{STAGES[kind].help}."
     return stage
+
+
+def _measure_moderation(
+    kind: str, suite: str | None, flags: dict[str, list[str]], *, run: Path | str | None, as_json: bool
+) -> None:
+    """Measure a policy in place of models."""
+    hint = "llmpipe eval --suite moderation --policy default --harmful FILE --benign FILE"
+    if suite is None:
+        used = next(flag for flag, values in flags.items() if values)
+        raise UsageError(f"--{used} goes with --suite moderation", hint=hint)
+    if kind != "eval" or run is not None:
+        raise UsageError("--suite moderation measures a policy, without recipe or run", hint=hint)
+    from llmpipe.moderation.measures import evaluate
+
+    policy = flags["policy"][0] if flags["policy"] else "default"
+    evaluate(policy, flags["harmful"], flags["benign"], as_json=as_json)
 
 
 def rlhf(

@@ -18,6 +18,8 @@ class Classifier:
         self.model = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         ).eval()
+        self.has_many = self.model.config.problem_type == "multi_label_classification"
+        """Whether a text may be of several classes, each with a probability of its own; `classify` makes none such."""
         self.classes = [self.model.config.id2label[number] for number in range(self.model.config.num_labels)]
 
     def worst(self, texts: Sequence[str], labels: Sequence[str]) -> list[dict[str, float]]:
@@ -49,7 +51,7 @@ class Classifier:
         for batch in _batches(windows):
             padded = self.tokenizer.pad({"input_ids": [windows[n] for n in batch]}, return_tensors="pt")
             logits = self.model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"]).logits
-            found[batch] = logits.softmax(dim=-1)
+            found[batch] = logits.sigmoid() if self.has_many else logits.softmax(dim=-1)
         return found
 
 
