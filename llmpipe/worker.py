@@ -35,9 +35,14 @@ from llmpipe.artifact import (
 from llmpipe.context import Context, Event, Result
 from llmpipe.data import bad_rows
 from llmpipe.errors import ExitCode, LlmpipeError, Problem, StageError
+from llmpipe.redaction import redacted
 
 VERSIONED = ("llmpipe", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
 Stop = Literal["interrupt", "terminate"]
+LESS_MEMORY = (
+    "halve micro_batch_tokens, or trainer.per_device_train_batch_size and double trainer.gradient_accumulation_steps: "
+    "the batch stays the same"
+)
 
 
 def execute(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Callable[[], Stop | None]) -> None:
@@ -69,6 +74,8 @@ def execute(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Ca
     except Exception as error:
         if is_out_of_room(error):
             raise cannot_write(error, ctx.dir) from error
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; it may not be here
+            raise StageError(f"memory ran out: {error}".splitlines()[0], hint=LESS_MEMORY) from error
         raise
     finally:
         if holder is not None:
@@ -158,9 +165,9 @@ def run_reporting(run_dir: Path, name: str, *, emit: Callable[[Event], None], st
         emit({"event": "error", "failure": failure})
         return int(failure.code)
     except Exception as bug:
-        traceback.print_exc()
+        sys.stderr.write(redacted(traceback.format_exc()))
         last = traceback.extract_tb(bug.__traceback__)[-1]
-        message = f"{type(bug).__name__}: {bug} ({Path(last.filename).name}:{last.lineno})"
+        message = redacted(f"{type(bug).__name__}: {bug} ({Path(last.filename).name}:{last.lineno})")
         hint = f"the whole traceback is in {run_dir / name / 'log.txt'}"
         emit({"event": "error", "failure": StageError(message, hint=hint)})
         return int(ExitCode.FAILED)

@@ -19,7 +19,7 @@ from llmpipe.evaluation.kept import KEPT
 from llmpipe.settings import AnySource
 from llmpipe.talk.engine import Message, Piece, Sampling, Usage
 from llmpipe.talk.text import Written
-from llmpipe.training import models
+from llmpipe.training import models, templates
 
 
 class LocalEngine:
@@ -71,7 +71,8 @@ class LocalEngine:
         if not self.chats:
             return self._cut(_text(messages[-1].get("content")) if messages else "", special=True)
         try:
-            text = self.tokenizer.apply_chat_template(
+            text = templates.apply(
+                self.tokenizer,
                 [_plain(message) for message in messages],
                 tools=list(tools) or None,
                 tokenize=False,

@@ -72,7 +72,7 @@ def serve(wanted: Wanted, *, as_json: bool) -> None:
         signin = f"{address}/signin?code={app.state.signin.code()}"
         told = {"address": address, "models": list(engines), "signin": signin}
         if as_json:
-            console.data(json.dumps(told | {"token": token}))
+            console.as_json(told | {"token": token}, indent=None)
         else:
             _tell(told, None if given else token)
         listen(app, listening)
