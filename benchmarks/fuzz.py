@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, given, seed, settings
 
@@ -26,12 +27,12 @@ from tests.unit import fuzzed
 ROUND = 50
 
 
-def fuzz(name: str, check: Callable[..., None], minutes: float, first: int) -> int:
+def fuzz(name: str, drawn: Any, check: Callable[[Any], None], minutes: float, first: int) -> int:
     """Run rounds of new examples until the time is over; returns how many examples there were."""
     end, count = time.monotonic() + 60 * minutes, 0
     for number in range(first, sys.maxsize):
         rules = settings(max_examples=ROUND, deadline=10_000, database=None, suppress_health_check=list(HealthCheck))
-        seed(number)(rules(check))()
+        seed(number)(rules(given(drawn)(lambda example: check(example))))()  # a function is given examples once
         count += ROUND
         print(f"\r{name}: {count:,} examples, the last seed {number}", end="", file=sys.stderr, flush=True)
         if time.monotonic() > end:
@@ -49,12 +50,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         checks = {
-            "recipes": given(text=fuzzed.recipe_texts())(lambda text: fuzzed.read_recipe(text, folder)),
-            "files": given(file=fuzzed.files())(lambda file: fuzzed.read_file(*file, folder)),
+            "recipes": (fuzzed.recipe_texts(), lambda text: fuzzed.read_recipe(text, folder)),
+            "files": (fuzzed.files(), lambda file: fuzzed.read_file(*file, folder)),
         }
-        for name, check in checks.items():
+        for name, (drawn, check) in checks.items():
             if asked.only in (None, name):
-                print(f"{name}: {fuzz(name, check, asked.minutes, asked.seed):,} examples, nothing but our own errors")
+                count = fuzz(name, drawn, check, asked.minutes, asked.seed)
+                print(f"{name}: {count:,} examples, nothing but errors of llmpipe's own")
 
 
 if __name__ == "__main__":

@@ -35,14 +35,13 @@ class _Lasting(Console):
 
     def on_broken_pipe(self) -> None:
         """Say no more; rich 15 would end the process."""
-        mute()
+        mute(2)
 
 
-def mute() -> None:
-    """Write nothing to the terminal from now on, for it is gone."""
-    err.quiet = out.quiet = True
+def mute(*numbers: int) -> None:
+    """Write what goes to stdout (1) or stderr (2) to nowhere from now on: nobody is there to read it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
+    for number in numbers:
         os.dup2(nowhere, number)
     os.close(nowhere)
 

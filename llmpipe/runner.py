@@ -247,7 +247,7 @@ def _signals(handle: Callable[[worker.Stop], None]) -> Iterator[None]:
 
     def caught(number: int, _frame: FrameType | None) -> None:
         if number == getattr(signal, "SIGHUP", None):
-            console.mute()  # there is no terminal to write to any more
+            console.mute(1, 2)  # there is no terminal to write to any more
         handle("interrupt" if number == signal.SIGINT else "terminate")
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
