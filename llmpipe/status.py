@@ -39,18 +39,18 @@ def rows(steps: Sequence[Step], run_dir: Path) -> list[dict[str, Any]]:
 
 def reasons(steps: Sequence[Step], run_dir: Path) -> dict[str, list[str]]:
     """Return what keeps each step from being done, or makes it so, by its name; for `llmpipe status --why`."""
-    done = {step.name for step in steps if step.action == "skip"}
-    return {step.name: list(_of(step, run_dir / step.name, done)) for step in steps}
+    unfinished = {step.name for step in steps if step.action != "skip"}
+    return {step.name: list(_of(step, run_dir / step.name, unfinished)) for step in steps}
 
 
-def _of(step: Step, folder: Path, done: set[str]) -> Iterator[str]:
+def _of(step: Step, folder: Path, unfinished: set[str]) -> Iterator[str]:
     manifest = read_manifest(folder)
-    if step.name in done and manifest is not None:
+    if step.name not in unfinished and manifest is not None:
         yield f"settings, seed and inputs are those that it was made from ({manifest.fingerprint[:8]})"
         yield from _drift(manifest.versions)
         return
     yield from step.changes or [step.reason]
-    yield from (f"waits for {name}" for name in step.inputs if name not in done)
+    yield from (f"waits for {name}" for name in step.inputs if name in unfinished)
     if whole := complete_checkpoints(folder / "checkpoints"):
         yield f"complete checkpoints: step {', '.join(str(number) for number, _ in whole)}"
     for path in sorted((folder / "checkpoints").glob(f"checkpoint-*{ASIDE}*")):
