@@ -107,7 +107,7 @@ def _by_marks(conversation: Conversation, tokenizer: Tokenizer) -> Example:
         )
     if not all(message["train"] for message in conversation.messages if message["role"] == "assistant"):
         raise DataError("this model's chat template rewrites earlier turns, so single turns cannot be left unlearned")
-    marked = {"return_dict": True, "return_assistant_tokens_mask": True}
+    marked: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True}
     encoded: Any = templates.apply(tokenizer, **_inputs(conversation), **marked)
     return Example(list(encoded["input_ids"]), [bool(mask) for mask in encoded["assistant_masks"]])
 

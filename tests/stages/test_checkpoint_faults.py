@@ -14,6 +14,7 @@ from llmpipe.checkpoints import MARKER, complete_checkpoints, drop_incomplete, m
 from llmpipe.errors import DivergedError, StageError, StoppedError
 from llmpipe.training import checkpoint, flow
 from tests.stages.test_guarantees import same, trainer_of, weights
+from tests.stages.tiny import context_for
 
 
 class Trained:
@@ -90,7 +91,7 @@ def test_whatever_was_spoilt_the_end_is_the_same(trained: Trained, tmp_path: Pat
     content = (newest / "model.safetensors").read_bytes()
     (newest / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     spoilt_end, _ = trained.again()
-    whole = Trained(trained.ctx.__class__(tmp_path, trained.ctx.step, trained.ctx.emit), trained.make_model)
+    whole = Trained(context_for(tmp_path / "whole"), trained.make_model)
     assert same(spoilt_end, whole.again()[0])
 
 
