@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llmpipe import artifact, bounds, console, functions, launch, redaction, worker
+from llmpipe import artifact, bounds, console, functions, launch, lease, redaction, worker
 from llmpipe.checkpoints import complete_checkpoints, drop_incomplete
 from llmpipe.context import Event
 from llmpipe.data.rows import shown
@@ -83,8 +83,9 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory for this command, once no worker of an earlier one is left in it."""
     holder = artifact.lock(run_dir)
     try:
-        artifact.lock(run_dir, ".worker.lock", wait_s=10).release()
-        yield
+        with lease.held(run_dir):
+            artifact.lock(run_dir, ".worker.lock", wait_s=10).release()
+            yield
     finally:
         holder.release()
 

@@ -139,8 +139,7 @@ def serve(events: Connection, run_dir: Path, name: str) -> None:
     if hasattr(os, "setsid") and os.getpid() != os.getsid(0):
         os.setsid()
     stop_asked: list[Stop] = []
-    signal.signal(signal.SIGINT, lambda *_: stop_asked.append("interrupt"))
-    signal.signal(signal.SIGTERM, lambda *_: stop_asked.append("terminate"))
+    listen_to_signals(stop_asked)
     threading.Thread(target=_listen, args=(events, stop_asked), daemon=True).start()
     _redirect_output(run_dir / name / "log.txt")
     _keep_progress_bars_here()
@@ -155,6 +154,14 @@ def serve(events: Connection, run_dir: Path, name: str) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # skips the slow teardown of torch; all files are closed and synced by now
+
+
+def listen_to_signals(stop_asked: list[Stop]) -> None:
+    """Take signals as a request to stop after the step; Slurm sends SIGUSR1 to every process of a job."""
+    signal.signal(signal.SIGINT, lambda *_: stop_asked.append("interrupt"))
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: stop_asked.append("terminate"))
 
 
 def run_reporting(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Callable[[], Stop | None]) -> int:
@@ -214,8 +221,7 @@ def main(arguments: list[str]) -> None:
     if int(os.environ.get("RANK", "0")) == 0 and address:
         serve(Client(address, authkey=bytes.fromhex(os.environ["LLMPIPE_KEY"])), run_dir, name)
     asked: list[Stop] = []
-    signal.signal(signal.SIGINT, lambda *_: asked.append("interrupt"))
-    signal.signal(signal.SIGTERM, lambda *_: asked.append("terminate"))
+    listen_to_signals(asked)
 
     def emit(event: dict[str, Any]) -> None:
         if event["event"] == "error":

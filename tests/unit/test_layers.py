@@ -49,6 +49,7 @@ LAYERS = [
     {"tasks"},
     {"judging"},
     {"bounds"},
+    {"lease"},
     {"settings", "passthrough", "artifact", "checkpoints", "yaml_tree"},
     {"server", "option"},
     {"errors", "console", "reading", "machine"},

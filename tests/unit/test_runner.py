@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llmpipe import launch, runner
+from llmpipe import launch, runner, worker
 from llmpipe.artifact import StepRecord
 from llmpipe.errors import ExitCode, StageError, StoppedError, UsageError
 from llmpipe.plan import Step
@@ -52,6 +52,25 @@ def test_signals_ask_for_a_stop(name: str, how: str) -> None:
         os.kill(os.getpid(), 0)
     assert asked == [how]
     assert signal.getsignal(getattr(signal, name)) is before
+
+
+def test_every_process_of_a_run_survives_what_slurm_sends() -> None:
+    """The fork server ignores it, and a worker that is forked from it takes it as a request."""
+    code = "import signal; print(signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN)"
+    with launch._signals_ignored():
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    asked: list[Any] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        worker.listen_to_signals(asked)
+        for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert asked == ["terminate", "interrupt", "terminate"]
 
 
 CHILD = """
