@@ -36,7 +36,7 @@ def held(run_dir: Path) -> Iterator[None]:
     """
     path, over = run_dir / NAME, threading.Event()
     _refuse_alive(path)
-    mine = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "beat": 0}
+    mine: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "beat": 0}
     write_json(path, mine)
 
     def beat() -> None:

@@ -61,7 +61,7 @@ def test_no_secret_is_in_a_run_directory(finished):
     """The run had them in its environment; its logs, report, model card and all the rest do not."""
     run_dir, done = finished
     files = [path for path in run_dir.rglob("*") if path.is_file()]
-    assert {"report.html", "log.txt", "manifest.json", "README.md"} <= {path.name for path in files}
+    assert {"report.html", "log.txt", "manifest.json", "model-card.md"} <= {path.name for path in files}
     for secret in SECRETS.values():
         assert secret not in done.stdout + done.stderr
         assert not [path for path in files if secret.encode() in path.read_bytes()]
