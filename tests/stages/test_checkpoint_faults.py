@@ -13,7 +13,7 @@ import torch
 from llmpipe.checkpoints import MARKER, complete_checkpoints, drop_incomplete, mark_complete, spoilt
 from llmpipe.errors import DivergedError, StageError, StoppedError
 from llmpipe.training import checkpoint, flow
-from tests.stages.test_guarantees import same, trainer_of, weights
+from tests.stages.test_guarantees import rows, same, trainer_of, weights
 from tests.stages.tiny import context_for
 
 
@@ -147,3 +147,20 @@ def test_the_batch_that_made_it_diverge_is_left(ctx: Any, make_model: Any, token
     train = trainer.train_dataset.__getitems__(list(range(40)))["input_ids"].tolist()
     for row in left["rows"]:
         assert row["ids"] in train and row["text"] == tokenizer.decode(row["ids"])
+
+
+def test_the_best_weights_are_not_taken_from_a_broken_checkpoint(
+    ctx: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = rows(ctx.dir, "held_out.tokens", 1, 12)
+    trainer, settings = trainer_of(ctx, make_model(), held_out=held_out, eval_steps=2, max_steps=4)
+    losses = iter([5.0, 1.0, 2.0, 3.0])  # before, steps 2 and 4, at the end
+    monkeypatch.setattr(trainer, "held_out_loss", lambda: next(losses))
+    best = ctx.checkpoints / "checkpoint-2" / "model.safetensors"
+
+    def flip(*_: Any) -> None:
+        best.write_bytes(best.read_bytes()[:-1] + b"\x01")
+
+    monkeypatch.setattr(flow.replay, "check", flip)
+    with pytest.raises(StageError, match="checkpoint-2 is gone or broken"):
+        flow.fit(trainer, ctx, settings)
