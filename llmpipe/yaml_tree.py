@@ -21,7 +21,7 @@ from llmpipe.errors import Problem, RecipeError
 KeyPath = tuple[str | int, ...]
 """Where a value stands: `("stages", "base", "trainer", "max_steps")`."""
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**18
 MAX_NODES = 20_000  # an alias bomb expands to millions of nodes; the largest real recipe has hundreds
 MAX_DEPTH = 40
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
@@ -106,7 +106,7 @@ def read(path: Path, *, shown_as: str | None = None) -> Tree:
     except OSError as error:
         raise RecipeError(Problem(f"cannot be read: {error.strerror}", where=name)) from None
     if len(content) > MAX_BYTES:
-        raise RecipeError(Problem("has more than 1 MB, which is beyond any real recipe", where=name))
+        raise RecipeError(Problem("has more than 256 kB, which is beyond any real recipe", where=name))
     return parse(text, shown_as=name)
 
 

@@ -79,7 +79,7 @@ def test_bombs_are_refused_at_once(name: str) -> None:
 
 
 def test_what_is_deeper_than_python_goes_is_no_yaml() -> None:
-    (message,) = refused("[" * 100_000)
+    (message,) = refused("{a: " * 20_000)
     assert message.startswith("is not YAML: ")
 
 
@@ -88,7 +88,7 @@ def test_a_file_without_end_is_not_read_to_it(name: str) -> None:
     Path("large.yaml").write_bytes(b"a: 1\n" * 300_000)
     with pytest.raises(RecipeError) as caught:
         yaml_tree.read(Path(name))
-    assert str(caught.value) == f"{name}: has more than 1 MB, which is beyond any real recipe"
+    assert str(caught.value) == f"{name}: has more than 256 kB, which is beyond any real recipe"
 
 
 @pytest.mark.parametrize("name", ["../canary", "a/../../canary", "/tmp/x", ".", "..", "a/b", "a\\b", "a\0", ""])
