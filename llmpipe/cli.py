@@ -144,12 +144,13 @@ def plan(
 @guarded
 def status(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
+    why: Annotated[bool, typer.Option("--why", help="Say of each stage why it is done, or is not.")] = False,
     json_output: Json = False,
 ) -> None:
     """Show how far a run is."""
     from llmpipe.pipeline import show_status
 
-    show_status(run, as_json=json_output)
+    show_status(run, why=why, as_json=json_output)
 
 
 run_commands.add_to(app)

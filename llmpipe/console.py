@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,27 @@ from llmpipe.errors import LlmpipeError, UsageError
 SPARKS = "▁▂▃▄▅▆▇█"
 ACTION_STYLES = {"skip": "dim", "wait": "dim", "resume": "cyan", "run": "green", "rerun": "yellow"}
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+C1 = frozenset(map(chr, range(0x7F, 0xA0)))
+"""A terminal may take U+009B for the beginning of an escape."""
+
+
+class _Lasting(Console):
+    """What is said about the work: where nobody reads on, as in `2>&1 | head -1`, the work goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        """Say no more; rich 15 would end the process."""
+        mute(2)
+
+
+def mute(*numbers: int) -> None:
+    """Write what goes to stdout (1) or stderr (2) to nowhere from now on: nobody is there to read it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in numbers:
+        os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+err = _Lasting(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
 
 
@@ -40,9 +61,8 @@ def say(text: str | Text, *, style: str = "") -> None:
 
 
 def data(text: str) -> None:
-    """Print a result to stdout."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
+    """Print a result to stdout, a line or several."""
+    part(clean(text).removesuffix("\n") + "\n")
 
 
 def part(text: str) -> None:
@@ -51,9 +71,10 @@ def part(text: str) -> None:
     sys.stdout.flush()
 
 
-def as_json(content: Any) -> None:
-    """Print a result to stdout as one JSON document."""
-    data(json.dumps(content, ensure_ascii=False, indent=2))
+def as_json(content: Any, *, indent: int | None = 2) -> None:
+    """Print a result to stdout as one JSON document; control characters are escaped, those that JSON allows too."""
+    text = json.dumps(content, ensure_ascii=False, indent=indent)
+    part("".join(f"\\u{ord(char):04x}" if char in C1 else char for char in text) + "\n")
 
 
 def error(failure: LlmpipeError) -> None:

@@ -9,7 +9,6 @@ Prompts are arguments, the rows of a file in any format that has prompts, or the
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -73,13 +72,13 @@ def show(prompt: str | Prompt, told: Sequence[Told], *, as_json: bool, is_alone:
     if as_json:
         asked = prompt if isinstance(prompt, str) else _turns(prompt)
         answers = [{"text": answer.text, "finished": answer.finished} for answer in told]
-        console.data(json.dumps({"prompt": asked, "answers": answers}, ensure_ascii=False))
+        console.as_json({"prompt": asked, "answers": answers}, indent=None)
         return
     if not is_alone:
         last = prompt if isinstance(prompt, str) else prompt.asked
         console.say(f"\n{last}", style="bold")
     for answer in told:
-        console.data(console.clean(answer.text))
+        console.data(answer.text)
 
 
 def _turns(prompt: Prompt) -> str | list[dict[str, str]]:

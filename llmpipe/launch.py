@@ -84,21 +84,23 @@ def warm_up() -> None:
         _context()
         from multiprocessing.forkserver import ensure_running
 
-        with _ctrl_c_ignored():
+        with _signals_ignored():
             ensure_running()
 
 
 @contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Start a process that a Ctrl-C at the terminal does not reach; it is the runner's to answer."""
+def _signals_ignored() -> Iterator[None]:
+    """Start a process that neither a Ctrl-C at the terminal ends nor Slurm's SIGUSR1; both are the runner's."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    names = [name for name in ("SIGINT", "SIGUSR1") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in names}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def start(run_dir: Path, name: str, *, processes: int) -> Worker:

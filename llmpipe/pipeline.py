@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe import artifact, console, machine, recipe_edit, report, runner, stages, summary, yaml_tree
+from llmpipe import artifact, console, machine, recipe_edit, report, runner, stages, status, summary, yaml_tree
 from llmpipe import recipe as recipes
 from llmpipe.bounds import BoundError
 from llmpipe.context import Context
@@ -186,7 +186,7 @@ def _run(recipe: Recipe, text: str, run_dir: Path, request: Request) -> None:
         done = make_plan(recipe, run_dir)
     junit.write_if_asked(request.junit, run_dir, steps)
     if request.json and crossed is None:  # else the one document is that of the failure
-        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": runner.status(done, run_dir)})
+        console.as_json({"run": str(run_dir), "seed": recipe.seed, "steps": status.rows(done, run_dir)})
     finished = {step.name for step in done if step.action == "skip"}
     worked = [step for step in steps if step.action not in ("skip", "wait") and step.name in finished]
     if worked or not (run_dir / "report.html").exists():
@@ -208,7 +208,7 @@ def show_plan(recipe: Recipe, run_dir: Path, request: Request) -> None:
     steps = make_plan(recipe, run_dir, selection=request.selection, verify=request.verify)
     data, expected = list(preview.previews(steps)), outlook.estimates(steps, run_dir)
     if request.json:
-        found = {"steps": runner.status(steps, run_dir), "data": data, "estimates": estimate.as_json(expected)}
+        found = {"steps": status.rows(steps, run_dir), "data": data, "estimates": estimate.as_json(expected)}
         console.as_json({"run": str(run_dir), "seed": recipe.seed, **found, "memory_mb": machine.memory_mb()})
         return
     header(recipe, run_dir)
@@ -252,13 +252,15 @@ def plan_table(steps: Sequence[Step]) -> Any:
     return console.table(rows)
 
 
-def show_status(run_dir: Path, *, as_json: bool) -> None:
-    """Show how far a run directory is."""
+def show_status(run_dir: Path, *, why: bool, as_json: bool) -> None:
+    """Show how far a run directory is; with `why` also what keeps each stage from being done, or makes it so."""
     path = run_dir / "recipe.yaml"
     if not path.is_file():
         raise UsageError(f"{run_dir} is no run directory: it has no recipe.yaml", hint="llmpipe run RECIPE makes one")
     recipe = recipes.load(path)
-    rows = runner.status(make_plan(recipe, run_dir), run_dir)
+    steps = make_plan(recipe, run_dir)
+    rows, told = status.rows(steps, run_dir), status.reasons(steps, run_dir) if why else {}
+    rows = [row | ({"why": told[row["name"]]} if why else {}) for row in rows]
     running = (run_dir / ".lock").exists() and artifact.is_locked(run_dir)  # a look leaves no lock file behind
     if as_json:
         console.as_json({"run": str(run_dir), "seed": recipe.seed, "running": running, "steps": rows})
@@ -277,3 +279,5 @@ def show_status(run_dir: Path, *, as_json: bool) -> None:
     ]
     table = console.table(cells, header=("stage", "kind", "state", "took", ""), right=(3,))
     console.show(table, to_stdout=True, indent=0)
+    for name, lines in told.items():
+        console.data("\n".join([f"\n{name}", *(f"  {line}" for line in lines)]))

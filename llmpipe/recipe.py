@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from llmpipe import edges, functions, passthrough, stages, yaml_tree
+from llmpipe import edges, functions, passthrough, redaction, stages, yaml_tree
 from llmpipe.data.rows import expand
 from llmpipe.errors import DataError, Problem, RecipeError, UsageError, did_you_mean
 from llmpipe.settings import STAGE_NAME, FunctionSource, Passthrough, StageSettings, Strict
@@ -23,6 +23,7 @@ from llmpipe.yaml_tree import KeyPath, Tree
 
 MODEL_MARKS = ("config.json", "adapter_config.json", "tokenizer.json")
 """Files of which a Hugging Face folder has one: a model, an adapter or a tokenizer."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 GGUF_MARK = b"GGUF"
 
 
@@ -96,6 +97,7 @@ def check(tree: Tree, path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(tree.data, dict):
         raise RecipeError(tree.problem((), "a recipe is a mapping with `name:` and `stages:`"))
     problems = [problem for override in overrides for problem in _apply(tree, override)]
+    problems += redaction.problems(tree)
     top = _validate(RecipeFile, tree.data, (), tree, problems)
     written = tree.data.get("stages")
     parsed: dict[str, StageSettings | None] = {}
@@ -209,6 +211,9 @@ def _folder_problem(path: str, base: Path) -> str | None:
         return f"no such folder: {path}"
     elif not any((base / path / file).is_file() for file in MODEL_MARKS):
         return f"{path} has no config.json; a Hugging Face model folder is needed"
+    pickles = sorted(file.name for pattern in PICKLES for file in (base / path).glob(pattern))
+    if pickles and not any((base / path).glob("*.safetensors")):
+        return f"{path} has its weights in a pickle ({pickles[0]}), which may hold code; save them as safetensors"
     return None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from llmpipe import artifact, bounds, console, functions, launch, worker
+from llmpipe import artifact, bounds, console, functions, launch, lease, redaction, worker
 from llmpipe.checkpoints import complete_checkpoints, drop_incomplete
 from llmpipe.context import Event
 from llmpipe.data.rows import shown
@@ -83,8 +83,9 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory for this command, once no worker of an earlier one is left in it."""
     holder = artifact.lock(run_dir)
     try:
-        artifact.lock(run_dir, ".worker.lock", wait_s=10).release()
-        yield
+        with lease.held(run_dir):
+            artifact.lock(run_dir, ".worker.lock", wait_s=10).release()
+            yield
     finally:
         holder.release()
 
@@ -133,6 +134,11 @@ def run(steps: Sequence[Step], run_dir: Path, options: Options) -> None:
 def prepare(step: Step, run_dir: Path) -> None:
     """Put the stage's folder in order and write step.json; an output that is replaced moves to .history."""
     folder = run_dir / step.name
+    for path in (run_dir / ".history", folder, *folder.glob("*")):
+        if path.is_symlink():
+            raise StageError(
+                Problem("is a link; a stage writes into its own folder", where=str(path)), hint="delete it"
+            )
     try:
         if step.action == "resume":
             drop_incomplete(folder / "checkpoints")
@@ -169,6 +175,7 @@ def _run_step(step: Step, run_dir: Path, options: Options, stop: _Stop) -> None:
             code = _in_process(run_dir, step.name, on_event, stop)
         else:
             code = _in_worker(_started(run_dir, step.name, options, stop), on_event, stop)
+        redaction.redact_file(run_dir / step.name / "log.txt")
     if outcome.failure is not None:
         raise _with_place(outcome.failure, step.name)
     if outcome.metrics is None:
@@ -234,15 +241,19 @@ def _in_worker(process: launch.Worker, on_event: Callable[[Event], None], stop: 
 
 @contextmanager
 def _signals(handle: Callable[[worker.Stop], None]) -> Iterator[None]:
-    """Route SIGINT, SIGTERM and SIGHUP to a handler while steps run."""
+    """Route SIGINT, SIGTERM, SIGHUP and SIGUSR1, which Slurm warns by, to a handler while steps run."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers; there, the caller has its own
         return
 
     def caught(number: int, _frame: FrameType | None) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            console.mute(1, 2)  # there is no terminal to write to any more
         handle("interrupt" if number == signal.SIGINT else "terminate")
 
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+    if "SIGHUP" in names and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        names.remove("SIGHUP")  # nohup asked to go on
     before = {name: signal.signal(getattr(signal, name), caught) for name in names}
     try:
         yield
@@ -269,26 +280,3 @@ def _silent_death(name: str, code: int, run_dir: Path) -> LlmpipeError:
         message = f"ended without a word, exit code {code}"
         hint = f"see {run_dir / name / 'log.txt'}"
     return StageError(Problem(message, path=name), hint=hint)
-
-
-def status(steps: Sequence[Step], run_dir: Path) -> list[dict[str, Any]]:
-    """Describe every step for `--json` and the status table; the schema is public."""
-    rows = []
-    for step in steps:
-        manifest = artifact.read_manifest(run_dir / step.name)
-        done = manifest is not None and step.action == "skip"
-        rows.append(
-            {
-                "name": step.name,
-                "kind": step.record.kind,
-                "state": "done" if done else {"resume": "interrupted", "rerun": "outdated"}.get(step.action, "to do"),
-                "action": step.action,
-                "reason": step.reason,
-                "inputs": step.inputs,
-                "changes": step.changes,
-                "fingerprint": step.record.fingerprint,
-                "seconds": manifest.seconds if manifest and done else None,
-                "metrics": manifest.metrics if manifest and done else None,
-            }
-        )
-    return rows

@@ -35,9 +35,14 @@ from llmpipe.artifact import (
 from llmpipe.context import Context, Event, Result
 from llmpipe.data import bad_rows
 from llmpipe.errors import ExitCode, LlmpipeError, Problem, StageError
+from llmpipe.redaction import redacted
 
 VERSIONED = ("llmpipe", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers")
 Stop = Literal["interrupt", "terminate"]
+LESS_MEMORY = (
+    "halve micro_batch_tokens, or trainer.per_device_train_batch_size and double trainer.gradient_accumulation_steps: "
+    "the batch stays the same"
+)
 
 
 def execute(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Callable[[], Stop | None]) -> None:
@@ -69,6 +74,8 @@ def execute(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Ca
     except Exception as error:
         if is_out_of_room(error):
             raise cannot_write(error, ctx.dir) from error
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's; it may not be here
+            raise StageError(f"memory ran out: {error}".splitlines()[0], hint=LESS_MEMORY) from error
         raise
     finally:
         if holder is not None:
@@ -132,8 +139,7 @@ def serve(events: Connection, run_dir: Path, name: str) -> None:
     if hasattr(os, "setsid") and os.getpid() != os.getsid(0):
         os.setsid()
     stop_asked: list[Stop] = []
-    signal.signal(signal.SIGINT, lambda *_: stop_asked.append("interrupt"))
-    signal.signal(signal.SIGTERM, lambda *_: stop_asked.append("terminate"))
+    listen_to_signals(stop_asked)
     threading.Thread(target=_listen, args=(events, stop_asked), daemon=True).start()
     _redirect_output(run_dir / name / "log.txt")
     _keep_progress_bars_here()
@@ -150,6 +156,14 @@ def serve(events: Connection, run_dir: Path, name: str) -> None:
     os._exit(code)  # skips the slow teardown of torch; all files are closed and synced by now
 
 
+def listen_to_signals(stop_asked: list[Stop]) -> None:
+    """Take signals as a request to stop after the step; Slurm sends SIGUSR1 to every process of a job."""
+    signal.signal(signal.SIGINT, lambda *_: stop_asked.append("interrupt"))
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: stop_asked.append("terminate"))
+
+
 def run_reporting(run_dir: Path, name: str, *, emit: Callable[[Event], None], stop: Callable[[], Stop | None]) -> int:
     """Run a step, turn its failure into an event, and return the exit code."""
     try:
@@ -158,9 +172,9 @@ def run_reporting(run_dir: Path, name: str, *, emit: Callable[[Event], None], st
         emit({"event": "error", "failure": failure})
         return int(failure.code)
     except Exception as bug:
-        traceback.print_exc()
+        sys.stderr.write(redacted(traceback.format_exc()))
         last = traceback.extract_tb(bug.__traceback__)[-1]
-        message = f"{type(bug).__name__}: {bug} ({Path(last.filename).name}:{last.lineno})"
+        message = redacted(f"{type(bug).__name__}: {bug} ({Path(last.filename).name}:{last.lineno})")
         hint = f"the whole traceback is in {run_dir / name / 'log.txt'}"
         emit({"event": "error", "failure": StageError(message, hint=hint)})
         return int(ExitCode.FAILED)
@@ -207,8 +221,7 @@ def main(arguments: list[str]) -> None:
     if int(os.environ.get("RANK", "0")) == 0 and address:
         serve(Client(address, authkey=bytes.fromhex(os.environ["LLMPIPE_KEY"])), run_dir, name)
     asked: list[Stop] = []
-    signal.signal(signal.SIGINT, lambda *_: asked.append("interrupt"))
-    signal.signal(signal.SIGTERM, lambda *_: asked.append("terminate"))
+    listen_to_signals(asked)
 
     def emit(event: dict[str, Any]) -> None:
         if event["event"] == "error":

@@ -21,6 +21,7 @@ from llmpipe.errors import Problem, RecipeError
 KeyPath = tuple[str | int, ...]
 """Where a value stands: `("stages", "base", "trainer", "max_steps")`."""
 
+MAX_BYTES = 2**18
 MAX_NODES = 20_000  # an alias bomb expands to millions of nodes; the largest real recipe has hundreds
 MAX_DEPTH = 40
 _SCALARS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
@@ -92,7 +93,9 @@ def read(path: Path, *, shown_as: str | None = None) -> Tree:
     """
     name = shown_as or str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:  # no more of it than is needed to tell: it may be /dev/zero
+            content = file.read(MAX_BYTES + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(Problem("no such file", where=name)) from None
     except IsADirectoryError:
@@ -102,6 +105,8 @@ def read(path: Path, *, shown_as: str | None = None) -> Tree:
         raise RecipeError(Problem("is not UTF-8 text; save it as UTF-8", where=f"{name}:{line}")) from None
     except OSError as error:
         raise RecipeError(Problem(f"cannot be read: {error.strerror}", where=name)) from None
+    if len(content) > MAX_BYTES:
+        raise RecipeError(Problem("has more than 256 kB, which is beyond any real recipe", where=name))
     return parse(text, shown_as=name)
 
 
@@ -149,6 +154,8 @@ class _Builder:
         if isinstance(node, MappingNode):
             return self.mapping(node, path)
         if isinstance(node, SequenceNode):
+            if node.tag != "tag:yaml.org,2002:seq":
+                self.foreign(node, path)
             return [self.value(child, (*path, index)) for index, child in enumerate(node.value)]
         assert isinstance(node, ScalarNode)
         if node.tag == "tag:yaml.org,2002:timestamp":

@@ -13,7 +13,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,6 +25,8 @@ __all__ = ["READERS", "Row", "expand", "read_rows", "shown", "suffix_of"]
 
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 PACKED = {".gz": "gzip", ".zst": "zstd"}
+BOMB_BYTES, BOMB_RATIO = 256 * 2**20, 500
+"""Text is packed to a fifth; rows that are all alike to a hundredth. A small file may be as odd as it likes."""
 NOT_TEXT = {
     b"\x1f\x8b": "the file is gzip-compressed; let its name end in .gz",
     b"\x28\xb5\x2f\xfd": "the file is zstd-compressed; let its name end in .zst",
@@ -109,12 +111,36 @@ def _known() -> str:
     return f"{listed}, each also with {' or '.join(PACKED)}, and source code"
 
 
+class _Unpacked(RawIOBase):
+    """What is in a packed file, as long as it is no bomb: a few kilobytes that would fill memory or a disk."""
+
+    def __init__(self, inner: Any, packed_bytes: int) -> None:
+        self.inner, self.left = inner, max(BOMB_BYTES, BOMB_RATIO * packed_bytes)
+
+    def readable(self) -> bool:
+        """Be a file to read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Unpack as much as fits."""
+        count: int = self.inner.readinto(buffer)
+        self.left -= count
+        if self.left < 0:
+            raise OSError(f"it unpacks to more than {BOMB_RATIO} times its size")
+        return count
+
+    def close(self) -> None:
+        """Close the packed file, too."""
+        self.inner.close()
+        super().close()
+
+
 def _open(path: Path) -> Any:
     match path.suffix.lower():
         case ".gz":
-            return gzip.GzipFile(path)
+            return _Unpacked(gzip.GzipFile(path), path.stat().st_size)
         case ".zst":
-            return optional(ZSTD).ZstdFile(path)
+            return _Unpacked(optional(ZSTD).ZstdFile(path), path.stat().st_size)
     return path.open("rb", buffering=0)
 
 

@@ -14,9 +14,10 @@ class Classifier:
     """The classifier of a folder that a stage of `kind: classify` has written."""
 
     def __init__(self, folder: str) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        options = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         self.model = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            folder, dtype=torch.float32, use_safetensors=True, **options
         ).eval()
         self.has_many = self.model.config.problem_type == "multi_label_classification"
         """Whether a text may be of several classes, each with a probability of its own; `classify` makes none such."""

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from llmpipe.training import denoising, masked
+from llmpipe.training import denoising, masked, templates
 from llmpipe.training.documents import DocumentRows, framing, write_pieces
 from llmpipe.training.objectives import READY, mean_nats
 from llmpipe.training.packing import IGNORED
@@ -118,9 +118,7 @@ def said(
     for prompt in prompts:
         messages = [{"role": "user", "content": prompt}]
         answers = chat and GAP not in prompt
-        text = (
-            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)) if answers else ""
-        )
+        text = str(templates.apply(tokenizer, messages, tokenize=False, add_generation_prompt=True)) if answers else ""
         encoded = tokenizer(text or _with_gap(prompt, gap), add_special_tokens=not answers, return_tensors="pt")
         ids = encoded["input_ids"].to(model.device)
         made = model.generate(input_ids=ids, generation_config=config, use_cache=True)[0]

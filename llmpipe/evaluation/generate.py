@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.data.formats import Conversation
 from llmpipe.data.preferences import Prompt
+from llmpipe.training import templates
 from llmpipe.training.chat import render
 from llmpipe.training.models import context_length
 
@@ -168,7 +169,7 @@ def rendered(tokenizer: Tokenizer, prompt: str | Prompt) -> str:
         asked = Conversation(prompt.messages, tools=prompt.tools)
         return render(asked, tokenizer, len(prompt.messages), ask=True)
     messages = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return str(templates.apply(tokenizer, messages, tokenize=False, add_generation_prompt=True))
 
 
 def plain(prompt: str | Prompt) -> str:

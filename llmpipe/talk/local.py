@@ -21,7 +21,7 @@ from llmpipe.settings import AnySource
 from llmpipe.talk.calls import form_of, told, with_calls
 from llmpipe.talk.engine import Message, Piece, Sampling, Usage
 from llmpipe.talk.text import Written
-from llmpipe.training import models
+from llmpipe.training import models, templates
 
 
 class LocalEngine:
@@ -86,7 +86,8 @@ class LocalEngine:
         if self.form.is_told:
             harmless, tools = told(harmless, tools), ()
         try:
-            text = self.tokenizer.apply_chat_template(
+            text = templates.apply(
+                self.tokenizer,
                 [_plain(message) for message in harmless],
                 tools=list(tools) or None,
                 tokenize=False,

@@ -81,8 +81,9 @@ def _folder(source: AnySource, ctx: Context) -> Path | None:
 
 
 def _adapter(folder: Path, ctx: Context) -> Adapter:
-    config = read_json(folder / CONFIG) or {}
-    named = config.get("base_model_name_or_path")
+    if not (folder / WEIGHTS).is_file():  # peft would take a pickle instead
+        raise StageError(Problem(f"has no {WEIGHTS}; weights in a pickle are not read", where=str(folder)))
+    named = (config := read_json(folder / CONFIG) or {}).get("base_model_name_or_path")
     manifest = read_manifest(folder.parent) if folder.name == "adapter" else None
     if manifest is None:
         return Adapter(folder, _base_elsewhere(folder, named, config.get("revision")), ctx)

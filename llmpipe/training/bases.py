@@ -85,7 +85,7 @@ def _read(file: Path, empty: Path) -> tuple[dict[str, Any], Tokenizer, PreTraine
 
     The empty folder stands for the file's own, where a tokenizer.json would be taken for the file's tokenizer.
     """
-    options: dict[str, Any] = {"gguf_file": str(file.absolute()), "local_files_only": True}
+    options: dict[str, Any] = {"gguf_file": str(file.absolute()), "local_files_only": True, "trust_remote_code": False}
     try:
         metadata, _ = read_gguf_metadata(str(file))
         tokenizer = AutoTokenizer.from_pretrained(empty, **options)
@@ -131,7 +131,7 @@ def _check_tokenizer(folder: Path, file: Path, before: Tokenizer, *, rows: int) 
     """Check that the folder's tokenizer gives the file's tokens, and only such as the model has a row for."""
     from llmpipe.training.gguf import TEXTS  # which needs the package
 
-    after = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    after = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     texts = (*TEXTS, "a".join(str(token) for token in after.all_special_tokens))
     if len(after) > rows or any(after(text)["input_ids"] != before(text)["input_ids"] for text in texts):
         message = "transformers reads its tokenizer in one way, and in another once it is saved"

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.data.formats import Conversation
 from llmpipe.errors import DataError
+from llmpipe.training import templates
 from llmpipe.training.packing import IGNORED, Batch
 
 PLAIN_TEMPLATE = """\
@@ -71,7 +72,7 @@ def encode(conversation: Conversation, tokenizer: Tokenizer) -> Example:
 
 def render(conversation: Conversation, tokenizer: Tokenizer, turns: int, *, ask: bool = False) -> str:
     """Render the first `turns` messages; `ask` adds the opening of the assistant's answer."""
-    text = tokenizer.apply_chat_template(**_inputs(conversation, turns), tokenize=False, add_generation_prompt=ask)
+    text = templates.apply(tokenizer, **_inputs(conversation, turns), tokenize=False, add_generation_prompt=ask)
     assert isinstance(text, str)
     return text
 
@@ -106,8 +107,8 @@ def _by_marks(conversation: Conversation, tokenizer: Tokenizer) -> Example:
         )
     if not all(message["train"] for message in conversation.messages if message["role"] == "assistant"):
         raise DataError("this model's chat template rewrites earlier turns, so single turns cannot be left unlearned")
-    marked = {"return_dict": True, "return_assistant_tokens_mask": True}
-    encoded: Any = tokenizer.apply_chat_template(**_inputs(conversation), **marked)
+    marked: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True}
+    encoded: Any = templates.apply(tokenizer, **_inputs(conversation), **marked)
     return Example(list(encoded["input_ids"]), [bool(mask) for mask in encoded["assistant_masks"]])
 
 

@@ -150,7 +150,7 @@ def gates(
 ) -> list[Gate]:
     """Check what was saved to a folder on a few texts, and what it learned from."""
     again, tokenizer = (
-        auto.from_pretrained(folder, local_files_only=True)
+        auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         for auto in (AutoModelForSequenceClassification, AutoTokenizer)
     )
     own = trainer.processing_class

@@ -18,11 +18,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmpipe.artifact import read_json, write_json
-from llmpipe.checkpoints import complete_checkpoints, mark_complete, rotate
+from llmpipe.checkpoints import rotate, spoilt
 from llmpipe.context import Context
 from llmpipe.errors import DivergedError, StageError, StoppedError
 from llmpipe.settings import TrainingSettings
-from llmpipe.training import rehearsal, replay
+from llmpipe.training import checkpoint, rehearsal, replay
 from llmpipe.training.packing import IGNORED
 
 PROGRESS_EVERY_S = 0.25
@@ -187,8 +187,7 @@ class Flow(TrainerCallback):
         """Save a checkpoint that is better than all before; stop when none was for long enough."""
         progress = self.progress
         if progress.best_loss is None or metrics["eval_loss"] < progress.best_loss:
-            progress.best_loss, progress.best_step = metrics["eval_loss"], state.global_step
-            progress.worse_in_a_row = 0
+            progress.best_loss, progress.best_step, progress.worse_in_a_row = metrics["eval_loss"], state.global_step, 0
             control.should_save = control.should_save or self.settings.keep == "best"
             return
         progress.worse_in_a_row += 1
@@ -206,7 +205,7 @@ class Flow(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self.progress.tokens_seen = self.trainer.tokens_seen
             write_json(folder / "progress.json", vars(self.progress))
-            mark_complete(folder, step=state.global_step)
+            checkpoint.mark(folder, self.ctx, step=state.global_step, processes=args.world_size)
             keep = {state.global_step} | ({self.progress.best_step} if self.settings.keep == "best" else set())
             rotate(Path(args.output_dir), keep=keep)
 
@@ -229,7 +228,7 @@ def fit(
     if ctx.is_rehearsal:
         rehearsal.watch(trainer, ctx, settings)
     trainer.model.config.use_cache = False  # with it, packed documents leak into each other without a word
-    found = complete_checkpoints(ctx.checkpoints)
+    found = checkpoint.usable(trainer, ctx)
     measured = len(trainer.eval_dataset or ()) > 0
     if found:
         step, folder = found[-1]
@@ -243,7 +242,8 @@ def fit(
     if found and _is_over(trainer, found[-1][1], flow):
         _restore(trainer, found[-1][1])
     else:
-        trainer.train(resume_from_checkpoint=str(found[-1][1]) if found else None)
+        with checkpoint.explained(trainer, ctx):
+            trainer.train(resume_from_checkpoint=str(found[-1][1]) if found else None)
     if flow.stopped:
         step = trainer.state.global_step
         raise StoppedError(
@@ -276,8 +276,8 @@ def _keep_best(trainer: Any, ctx: Context, flow: Flow) -> float:
     final, best = trainer.held_out_loss(), flow.progress
     if flow.settings.keep == "best" and best.best_loss is not None and best.best_loss < final:
         folder = ctx.checkpoints / f"checkpoint-{best.best_step}"
-        if not (folder / "model.safetensors").is_file():
-            raise StageError(f"the best checkpoint {folder} is gone", hint="llmpipe run --force this stage")
+        if spoilt(folder):
+            raise StageError(f"the best checkpoint {folder} is gone or broken", hint="llmpipe run --force this stage")
         load_model(trainer.model, folder / "model.safetensors", strict=False)  # tied weights are stored once
         ctx.say(f"kept step {best.best_step}, whose {trainer.shown(best.best_loss)} was the best")
         return best.best_loss

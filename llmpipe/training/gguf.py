@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.errors import Problem, StageError
+from llmpipe.training import templates
 from llmpipe.training.adapters import logits_of, probe
 
 Number = Literal["F32", "F16", "Q8_0"]
@@ -207,7 +208,7 @@ def read_back(path: Path) -> tuple[PreTrainedModel, Tokenizer]:
 
     transformers 5.23 gives every such tokenizer a token more, `<|endoftext|>`, which the model has no row for.
     """
-    options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    options: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
     return model, AutoTokenizer.from_pretrained(path.parent, **options)
 
@@ -236,5 +237,5 @@ def _check(model: PreTrainedModel, tokenizer: Tokenizer, path: Path, number: Num
 
 def _rendered(tokenizer: Tokenizer) -> str:
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    text: str = templates.apply(tokenizer, turns, tokenize=False, add_generation_prompt=True)
     return text

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from llmpipe.artifact import Gate
 from llmpipe.data import said
 from llmpipe.gates import gate, pad_is_not_end
-from llmpipe.training import adapters, models, objectives
+from llmpipe.training import adapters, models, objectives, templates
 from llmpipe.training.ppo.shared import POLICY
 
 PROBES = (
@@ -72,7 +72,7 @@ def _written(tokenizer: Tokenizer) -> list[Any]:
     for messages in PROBES:
         for ask in (False, True):
             try:
-                text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+                text = templates.apply(tokenizer, messages, tokenize=False, add_generation_prompt=ask)
             except Exception as error:  # templates raise what they like: jinja2's errors, and their own
                 found.append(str(error))
             else:
@@ -112,7 +112,12 @@ def weights(model: PreTrainedModel | PeftModel, tokenizer: Tokenizer, folder: Pa
         if isinstance(model, PeftModel):
             return [weights_of(model, model, folder)]
         again, facts = models.CLASSES[KINDS[objective]].from_pretrained(  # type: ignore[index]
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         return [gate("weights-reload", False, str(error).splitlines()[0])]

@@ -4,12 +4,15 @@ import json
 
 import pytest
 
+from .conftest import pickles
+
 
 def test_a_model_leaves_its_run(llmpipe, run_dir):
     said = json.loads(llmpipe("export", run_dir, "chat", "--to", "out", "--gguf", "q8_0", "--json").stdout)
     assert said["to"] == "out" and said["gguf"]["file"] == "gguf/out-Q8_0.gguf"
     out = llmpipe.folder / "out"
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == set(said["files"])
+    assert not pickles(out)
     card = (llmpipe.folder / "out" / "README.md").read_text(encoding="utf-8")
     assert "| scores | perplexity, held-out text |" in card and str(llmpipe.folder) not in card
     again = llmpipe("export", run_dir, "base", "--to", "out", "--json", code=2)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from .conftest import RECIPE, actions, environment, metrics
+from .conftest import RECIPE, SECRETS, actions, environment, metrics, pickles
 
 TRAINED = {"precision.json", "checkpoints", "log.txt", "manifest.json", "metrics.jsonl", "model", "step.json"}
 PRETRAINED = TRAINED | {"held_out.jsonl", "held_out.tokens", "tokens.json", "train.tokens"}
@@ -50,9 +50,21 @@ def test_the_folder_looks_as_documented(finished):
 
 
 def test_no_pickle_is_among_the_outputs(finished):
+    """By their bytes, whatever they are called: only the optimizer's state is one, which is read as tensors alone."""
     run_dir, _ = finished
-    outputs = [path for name in ("tok/tokenizer", "base/model", "chat/model") for path in (run_dir / name).iterdir()]
-    assert {path.suffix for path in outputs} <= {".json", ".jinja", ".safetensors"}
+    found = pickles(run_dir)
+    assert {path.name for path in found} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {path.relative_to(run_dir).parts[1] for path in found} == {"checkpoints"}
+
+
+def test_no_secret_is_in_a_run_directory(finished):
+    """The run had them in its environment; its logs, report, model card and all the rest do not."""
+    run_dir, done = finished
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert {"report.html", "log.txt", "manifest.json", "model-card.md"} <= {path.name for path in files}
+    for secret in SECRETS.values():
+        assert secret not in done.stdout + done.stderr
+        assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
 @pytest.mark.parametrize("name", ["tok", "base", "chat", "scores"])

@@ -253,6 +253,24 @@ def test_status_looks_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert [step["state"] for step in found["steps"]] == ["done", "outdated", "to do"]
 
 
+def test_status_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(Path("runs/x"), "tok", "base")
+    base = Path("runs/x/base")
+    (base / "manifest.json").unlink()
+    (base / "log.txt").write_text("Traceback (most recent call last):\n  File x\nRuntimeError: odd\n", encoding="utf-8")
+    (base / "checkpoints/checkpoint-4.bad-1").mkdir(parents=True)
+    found = json.loads(call(monkeypatch, "status", "runs/x", "--why", "--json").stdout)
+    why = {step["name"]: step["why"] for step in found["steps"]}
+    assert why["tok"][0].startswith("settings, seed and inputs are those that it was made from (")
+    assert why["base"] == [
+        "was not finished",
+        "checkpoint-4.bad-1 was found broken, and is not used",
+        "its log ends with RuntimeError: odd",
+    ]
+    assert why["chat"] == ["first time", "waits for base"]
+    assert "\n\nchat\n  first time\n  waits for base\n" in call(monkeypatch, "status", "runs/x", "--why").stdout
+
+
 def test_a_look_at_a_folder_does_not_make_a_run_directory_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("recipe.yaml").write_text(RECIPE, encoding="utf-8")
     assert call(monkeypatch, "status", ".").exit_code == 0

@@ -217,3 +217,15 @@ def test_commands_that_are_shown_exist_with_their_flags(path: Path) -> None:
 def test_the_readme_shows_commands() -> None:
     """The test above would pass on a page of which it finds nothing."""
     assert {"quickstart", "init", "run", "rlhf", "export"} <= {line.split()[1] for line in shown(ROOT / "README.md")}
+
+
+def test_the_tests_that_show_what_faults_do_are_there() -> None:
+    """docs/reliability.md: a line for each fault and threat, with tests by name."""
+    text = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "`" in line.rpartition(" | ")[2]]
+    named = {name for row in rows for name in re.findall(r"`([\w/]+\.py::\w+)`", row)}
+    assert len([row for row in rows if re.match(r"\| \d+ \|", row)]) == 26
+    assert all("::test_" in row for row in rows) and len(named) > 60
+    for name in named:
+        path, _, function = name.partition("::")
+        assert re.search(rf"^def {function}\(", (ROOT / "tests" / path).read_text(encoding="utf-8"), re.MULTILINE), name

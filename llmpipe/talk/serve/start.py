@@ -81,7 +81,7 @@ def serve(wanted: Wanted, *, as_json: bool) -> None:
         signin = f"{address}/signin?code={app.state.signin.code()}"
         told = {"address": address, "models": list(engines), "signin": signin, "moderation": wanted.moderation}
         if as_json:
-            console.data(json.dumps(told | {"token": token}))
+            console.as_json(told | {"token": token}, indent=None)
         else:
             _tell(told, None if given else token)
         answer(app, listening)
