@@ -80,8 +80,8 @@ class Settings(StageSettings):
     max_bytes: Count | None = Field(
         None,
         exclude_if=lambda most: most is None,
-        description="most text to learn from, in bytes of UTF-8; of more, an even sample over all of the data; when left "
-        "out 1B (1 GB), and 100M for unigram, whose trainer keeps all of it in memory",
+        description="most text to learn from, in bytes of UTF-8; of more, an even sample over all the data. When left "
+        "out: 1B (1 GB), or 100M for unigram, whose trainer keeps all of it in memory",
     )
     compare: Annotated[FolderSources | None, Accepts(("tokenizer",), fill=False)] = Field(
         None, exclude_if=lambda others: others is None, description="other tokenizers to report on beside this one"
