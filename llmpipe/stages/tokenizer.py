@@ -4,7 +4,7 @@
 
 `report.json` says how well it cuts each language or file, beside other tokenizers (`compare: {path: gpt2}`), and
 `pieces.svg` shows its most frequent pieces. Of more text than `max_bytes` an even sample is learned from: which pieces
-are frequent is known long before all has been read, and trainers count in memory.
+are frequent is known long before all has been read, and trainers keep every different word in memory.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ PAD, BOS, END, UNKNOWN = "<|pad|>", "<|bos|>", "<|end|>", "<|unk|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
 BYTES = 256
-MOST_BYTES = 1_000_000_000
-MOST_BYTES_OF_UNIGRAM = 100_000_000
-"""Its trainer keeps the text and a suffix array of it; the others keep each word once."""
+MOST_BYTES = 200_000_000
+"""Trainers keep 1.1 kB for each different word: with the words of web pages below 1 GB in all."""
 LOSSY = ("unigram", "wordpiece", "char", "word")  # may meet letters, or words, that they have no token for
 
 CHAT_TEMPLATE = """\
@@ -77,11 +76,10 @@ class Settings(StageSettings):
     )
     special_tokens: list[str] = Field(default_factory=list, description="further tokens that text is never cut within")
     chat_template: str | None = Field(None, description="Jinja text; the default has a token for each role")
-    max_bytes: Count | None = Field(
-        None,
-        exclude_if=lambda most: most is None,
-        description="most text to learn from, in bytes of UTF-8; of more, an even sample over all the data. When left "
-        "out: 1B (1 GB), or 100M for unigram, whose trainer keeps all of it in memory",
+    max_bytes: Count = Field(
+        MOST_BYTES,
+        exclude_if=lambda most: most == MOST_BYTES,
+        description="most text to learn from, in bytes of UTF-8; of more, an even sample over all of the data",
     )
     compare: Annotated[FolderSources | None, Accepts(("tokenizer",), fill=False)] = Field(
         None, exclude_if=lambda others: others is None, description="other tokenizers to report on beside this one"
@@ -138,8 +136,7 @@ def read(settings: Settings, ctx: Context, samples: Samples, folder: Path) -> tu
     from llmpipe.data.even_sample import EvenSample
     from llmpipe.data.sources import read_documents
 
-    max_bytes = settings.max_bytes or (MOST_BYTES_OF_UNIGRAM if settings.algorithm == "unigram" else MOST_BYTES)
-    kept = EvenSample(folder / "texts", max_bytes=max_bytes, seed=ctx.seed)
+    kept = EvenSample(folder / "texts", max_bytes=settings.max_bytes, seed=ctx.seed)
     size = {"documents": 0, "bytes": 0}
     ctx.progress(doing="reading text")
     for row, text in read_documents(settings.data or [], ctx):
@@ -150,7 +147,7 @@ def read(settings: Settings, ctx: Context, samples: Samples, folder: Path) -> tu
     if kept.share < 1:
         ctx.say(
             f"learns from {kept.bytes / 1e6:,.1f} of {size['bytes'] / 1e6:,.1f} MB, an even sample: "
-            f"max_bytes is {max_bytes / 1e6:,.1f} MB"
+            f"max_bytes is {settings.max_bytes / 1e6:,.1f} MB"
         )
         size |= {"sampled_documents": kept.documents, "sampled_bytes": kept.bytes}
     return kept, size
