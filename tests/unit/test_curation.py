@@ -167,6 +167,7 @@ def test_buckets_sort_more_than_they_hold(tmp_path: Path, monkeypatch: pytest.Mo
     buckets, made = Buckets(tmp_path / "keys", columns=2), np.random.default_rng(0).integers(0, 2**63, (5000, 2), "u8")
     for part in np.array_split(made, 7):
         buckets.add(part, part[:, 0] >> np.uint64(56))
+        assert buckets._held_bytes < 1000
     found = np.concatenate(list(buckets.sorted()))
     assert found.tolist() == sorted(made.tolist())
     assert not (tmp_path / "keys").exists()
