@@ -25,6 +25,7 @@ def refuse_missing(steps: Sequence[Step]) -> None:
     refuse_without_lm_eval(steps)
     refuse_without_datatrove(steps)
     refuse_without_trackers(steps)
+    refuse_without_presidio(steps)
 
 
 def refuse_without_gguf(steps: Sequence[Step]) -> None:
@@ -100,6 +101,26 @@ def refuse_without_datatrove(steps: Sequence[Step]) -> None:
     if needs and not is_there("datatrove"):
         problem = Problem(f"stage {needs[0]} needs the package datatrove, which is not installed")
         raise UsageError(problem, hint="pip install 'llmpipe[datatrove]'")
+
+
+def refuse_without_presidio(steps: Sequence[Step]) -> None:
+    """Refuse to begin where presidio, or the model that tells it names, is missing: it would fetch the model itself.
+
+    Raises:
+        UsageError: a step that is not skipped would use it.
+    """
+    for step in steps:
+        used = step.record.settings.get("steps") or () if step.record.kind == "curate" else ()
+        for engine in filter(None, (one.get("engine") for one in used)):
+            if step.action in ("skip", "wait"):
+                continue
+            if not is_there("presidio_analyzer"):
+                problem = Problem(f"stage {step.name} needs the package presidio_analyzer, which is not installed")
+                raise UsageError(problem, hint="pip install 'llmpipe[presidio]'")
+            model = engine["model"]
+            if model and not is_there(model) and not Path(model).is_dir():
+                problem = Problem(f"stage {step.name} needs the spaCy model {model}, which is not installed")
+                raise UsageError(problem, hint=f"python -m spacy download {model}")
 
 
 def refuse_without_trackers(steps: Sequence[Step]) -> None:

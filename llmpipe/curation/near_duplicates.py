@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,20 +91,30 @@ class Pairs:
 
 def alike(part: Pairs) -> list[tuple[int, int, float]]:
     """Return the pairs that are similar enough, each with its Jaccard similarity."""
+    import numpy as np
+
     shelf = Shelf(part.spool)
 
     @lru_cache(maxsize=16)
-    def shingles(number: int) -> frozenset[str]:
-        return frozenset(runs(words(shelf[number].text), part.settings.words))
+    def shingles(number: int) -> NDArray[np.uint64]:
+        return _hashed(runs(words(shelf[number].text), part.settings.words))
 
     found = []
     for later, earlier in part.pairs:
         one, other = shingles(later), shingles(earlier)
-        shared = len(one & other)
+        shared = len(np.intersect1d(one, other, assume_unique=True))
         if (jaccard := shared / (len(one) + len(other) - shared)) >= part.settings.threshold:
             found.append((later, earlier, jaccard))
     shelf.close()
     return found
+
+
+def _hashed(found: list[str]) -> NDArray[np.uint64]:
+    """Return the hashes of runs of words, each once: a tenth of the memory that the runs would take."""
+    import numpy as np
+
+    hashes = (xxhash.xxh3_64_intdigest(run.encode("utf-8", "surrogatepass")) for run in found)
+    return np.unique(np.fromiter(hashes, dtype="<u8", count=len(found)))
 
 
 class Comparison:
@@ -163,13 +172,10 @@ def _parts(sorted_rows: Iterable[NDArray[np.uint64]], spool: Path, settings: Set
     import numpy as np
 
     for rows in sorted_rows:
-        pairs: list[tuple[int, int]] = []
-        for later, group in groupby(np.unique(rows, axis=0).tolist(), key=lambda pair: int(pair[0])):
-            pairs += [(later, int(earlier)) for _, earlier in group]
-            if len(pairs) >= PAIRS_IN_PART:
-                yield Pairs(spool, settings, pairs)
-                pairs = []
-        if pairs:
+        new = np.concatenate([[True], np.any(rows[1:] != rows[:-1], axis=1)])
+        kept = rows[new]
+        for start in range(0, len(kept), PAIRS_IN_PART):
+            pairs = [(later, earlier) for later, earlier in kept[start : start + PAIRS_IN_PART].tolist()]
             yield Pairs(spool, settings, pairs)
 
 

@@ -4,18 +4,22 @@
     >>> [(span.kind, span.start, span.end) for span in spans]
     [('email', 9, 23), ('phone', 32, 48)]
 
-Names and addresses of people have no form; they are not looked for.
+Names and addresses of people have no form; they are not looked for, but by another engine (see `presidio`):
+
+    - {step: pii, engine: {name: presidio, entities: [PERSON], model: en_core_web_lg}}
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Literal
+from functools import partial
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from llmpipe.curation import Verdict
+from llmpipe.curation import Verdict, presidio
 from llmpipe.curation.identifiers import cards, credentials, emails, ibans, ips
 from llmpipe.curation.phones import phones
 from llmpipe.curation.spans import KINDS, Bounds, Kind, Span
@@ -43,6 +47,18 @@ class Settings(Strict):
     kinds: list[Kind] = Field(
         list(KINDS), min_length=1, description="which to look for: email, phone, ip, iban, card, key"
     )
+    engine: presidio.Engine | None = Field(
+        None,
+        exclude_if=lambda engine: engine is None,
+        description="{name: presidio, entities: [PERSON, ...], ...} in place of llmpipe's own finders and `kinds:`",
+    )
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> Self:
+        if self.engine is not None and self.kinds != list(KINDS):
+            told = "`kinds:` are llmpipe's own; what presidio looks for are the `entities:` of its engine"
+            raise PydanticCustomError("step", "{told}", {"told": told})
+        return self
 
 
 def find(text: str, kinds: Iterable[Kind] = KINDS) -> list[Span]:
@@ -65,19 +81,29 @@ def mask(text: str, kinds: Iterable[Kind] = KINDS) -> str:
     """Put `<email>`, `<phone>` and the like for what is found; in the result nothing is found."""
     kinds = tuple(kinds)
     while spans := find(text, kinds):  # again, because what stands beside a mask may be read in another way
-        for span in reversed(spans):
-            text = f"{text[: span.start]}<{span.kind}>{text[span.end :]}"
+        text = masked(text, spans)
+    return text
+
+
+def masked(text: str, spans: list[Span]) -> str:
+    """Put the kind of each span in its place; they are in order and do not overlap."""
+    for span in reversed(spans):
+        text = f"{text[: span.start]}<{span.kind}>{text[span.end :]}"
     return text
 
 
 def build(settings: Settings) -> Callable[[str], Verdict]:
-    """Return the step; what it finds is named by its kind."""
+    """Return the step; what it finds is named by its kind, or as presidio names it."""
     kinds = tuple(settings.kinds)
+    look = presidio.finder(settings.engine) if settings.engine else partial(find, kinds=kinds)
 
     def step(text: str) -> Verdict:
-        found = tuple(span.kind for span in find(text, kinds))
+        spans = look(text)
+        found = tuple(span.kind for span in spans)
         if not found or settings.action == "report":
             return Verdict((text,), found)
-        return Verdict((mask(text, kinds),) if settings.action == "mask" else (), found)
+        if settings.action == "drop":
+            return Verdict((), found)
+        return Verdict((masked(text, spans) if settings.engine else mask(text, kinds),), found)
 
     return step

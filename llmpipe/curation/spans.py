@@ -13,9 +13,9 @@ Bounds = tuple[int, int]
 
 
 class Span(NamedTuple):
-    """Personal data of one kind in `text[start:end]`."""
+    """Personal data of one kind, or of one of presidio's entities, in `text[start:end]`."""
 
-    kind: Kind
+    kind: Kind | str
     start: int
     end: int
 

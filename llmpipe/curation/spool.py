@@ -18,6 +18,8 @@ HEAD = struct.Struct("<III")  # bytes of `where`, bytes of the text, units
 OFFSET = struct.Struct("<Q")
 BUCKETS = 256
 HELD_BYTES = 2 << 20
+ARRAYS_BYTES = 256
+"""What two arrays take beside their values: rows may come one by one."""
 
 
 class Spool:
@@ -86,31 +88,30 @@ class Buckets:
     def __init__(self, folder: Path, columns: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.columns = folder, columns
-        self._held: list[list[bytes]] = [[] for _ in range(BUCKETS)]
+        self._held: list[tuple[NDArray[np.uint64], NDArray[np.uint64]]] = []
         self._held_bytes = 0
 
     def add(self, rows: NDArray[np.uint64], buckets: NDArray[np.uint64]) -> None:
         """Add rows `(rows, columns)`; `buckets` `(rows,)` says where each belongs."""
-        import numpy as np
-
-        order = np.argsort(buckets, kind="stable")
-        starts = np.searchsorted(buckets[order], np.arange(BUCKETS + 1))
-        ordered = np.ascontiguousarray(rows[order], dtype="<u8")
-        for bucket in np.flatnonzero(np.diff(starts)):
-            part = ordered[starts[bucket] : starts[bucket + 1]].tobytes()
-            self._held[bucket].append(part)
-            self._held_bytes += len(part)
+        self._held.append((rows, buckets.astype("u1")))
+        self._held_bytes += rows.nbytes + len(buckets) + ARRAYS_BYTES
         if self._held_bytes >= HELD_BYTES:
             self._write()
 
     def _write(self) -> None:
+        import numpy as np
+
+        if not self._held:
+            return
+        rows, buckets = map(np.concatenate, zip(*self._held, strict=True))
+        self._held, self._held_bytes = [], 0
+        order = np.argsort(buckets, kind="stable")
+        starts = np.searchsorted(buckets[order], np.arange(BUCKETS + 1))
+        ordered = np.ascontiguousarray(rows[order], dtype="<u8")
         # Files are opened for each write, since some systems let a process have 256 of them.
-        for bucket, parts in enumerate(self._held):
-            if parts:
-                with (self.folder / f"{bucket:03}").open("ab") as file:
-                    file.writelines(parts)
-                parts.clear()
-        self._held_bytes = 0
+        for bucket in np.flatnonzero(np.diff(starts)):
+            with (self.folder / f"{bucket:03}").open("ab") as file:
+                ordered[starts[bucket] : starts[bucket + 1]].tofile(file)
 
     def sorted(self) -> Iterator[NDArray[np.uint64]]:
         """Yield the rows of each bucket, sorted by the columns from left to right; the files go as they are read."""

@@ -3,11 +3,13 @@
     tok: {kind: tokenizer, data: {path: "texts/*.txt"}, algorithm: bpe, vocab_size: 8192}
 
 `report.json` says how well it cuts each language or file, beside other tokenizers (`compare: {path: gpt2}`), and
-`pieces.svg` shows its most frequent pieces.
+`pieces.svg` shows its most frequent pieces. Of more text than `max_bytes` an even sample is learned from: which pieces
+are frequent is known long before all has been read, and trainers keep every different word in memory.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    from llmpipe.data.even_sample import EvenSample
     from llmpipe.evaluation.token_report import Samples
 
 VERSION = 1
@@ -32,6 +35,8 @@ PAD, BOS, END, UNKNOWN = "<|pad|>", "<|bos|>", "<|end|>", "<|unk|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 
 BYTES = 256
+MOST_BYTES = 200_000_000
+"""Trainers keep 1.1 kB for each different word: with the words of web pages below 1 GB in all."""
 LOSSY = ("unigram", "wordpiece", "char", "word")  # may meet letters, or words, that they have no token for
 
 CHAT_TEMPLATE = """\
@@ -71,6 +76,11 @@ class Settings(StageSettings):
     )
     special_tokens: list[str] = Field(default_factory=list, description="further tokens that text is never cut within")
     chat_template: str | None = Field(None, description="Jinja text; the default has a token for each role")
+    max_bytes: Count = Field(
+        MOST_BYTES,
+        exclude_if=lambda most: most == MOST_BYTES,
+        description="most text to learn from, in bytes of UTF-8; of more, an even sample over all of the data",
+    )
     compare: Annotated[FolderSources | None, Accepts(("tokenizer",), fill=False)] = Field(
         None, exclude_if=lambda others: others is None, description="other tokenizers to report on beside this one"
     )
@@ -90,23 +100,14 @@ def run(settings: Settings, ctx: Context) -> Result:
     from transformers import PreTrainedTokenizerFast
 
     from llmpipe import gates
-    from llmpipe.data.sources import read_documents
     from llmpipe.evaluation.token_report import Samples
     from llmpipe.training import saved
 
-    assert settings.data is not None
-    size = {"documents": 0, "bytes": 0}
     samples = Samples()
-
-    def counted() -> Iterator[str]:
-        for row, text in read_documents(settings.data or [], ctx):
-            size["documents"] += 1
-            size["bytes"] += len(text.encode("utf-8"))
-            samples.add(row, text)
-            yield text
-
-    ctx.progress(doing="reading text")
-    model = learn(settings, counted())
+    with tempfile.TemporaryDirectory(dir=ctx.dir) as folder:
+        texts, size = read(settings, ctx, samples, Path(folder))
+        ctx.progress(doing="learning the vocabulary")
+        model = learn(settings, iter(texts))
     ctx.explain(
         f"The tokenizer cuts text into pieces a model can count: it read {size['documents']:,} documents "
         f"({size['bytes'] / 1e6:.1f} MB) and made a vocabulary of {model.get_vocab_size():,}."
@@ -128,6 +129,28 @@ def run(settings: Settings, ctx: Context) -> Result:
         checks = [distinct, saved.template_travels(tokenizer, ctx.dir / "tokenizer")]
     metrics = {"vocab_size": len(tokenizer), **size, **write_report(settings, ctx, tokenizer, samples)}
     return Result(outputs=["tokenizer", "report.json", "pieces.svg"], metrics=metrics, gates=checks)
+
+
+def read(settings: Settings, ctx: Context, samples: Samples, folder: Path) -> tuple[EvenSample, dict[str, int]]:
+    """Return what is learned from, kept in `folder`, and how much there was; the report has samples of all of it."""
+    from llmpipe.data.even_sample import EvenSample
+    from llmpipe.data.sources import read_documents
+
+    kept = EvenSample(folder / "texts", max_bytes=settings.max_bytes, seed=ctx.seed)
+    size = {"documents": 0, "bytes": 0}
+    ctx.progress(doing="reading text")
+    for row, text in read_documents(settings.data or [], ctx):
+        size["documents"] += 1
+        size["bytes"] += len(text.encode("utf-8"))
+        samples.add(row, text)
+        kept.add(text)
+    if kept.share < 1:
+        ctx.say(
+            f"learns from {kept.bytes / 1e6:,.1f} of {size['bytes'] / 1e6:,.1f} MB, an even sample: "
+            f"max_bytes is {settings.max_bytes / 1e6:,.1f} MB"
+        )
+        size |= {"sampled_documents": kept.documents, "sampled_bytes": kept.bytes}
+    return kept, size
 
 
 def write_report(

@@ -69,6 +69,25 @@ def test_the_picture_is_xml_whatever_the_pieces(texts, tmp_path, ctx) -> None:
     assert bars == sorted(bars, reverse=True) and len(bars) == (len(names) - 1) / 2
 
 
+def test_of_too_much_text_an_even_sample_is_learned_from(tmp_path, ctx) -> None:
+    """Of every file, with what there is in all kept in the metrics; nothing of it stays on disk."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name} {name}"}}\n' * 500, encoding="utf-8")
+    sources = [PathSource(path=str(tmp_path / "*.jsonl"))]
+    settings = stage.Settings(kind="tokenizer", data=sources, algorithm="word", vocab_size=16, max_bytes=2000)
+    metrics = stage.run(settings, ctx).metrics
+    assert (metrics["documents"], metrics["bytes"]) == (1000, 7000)
+    assert 1000 - 7 < metrics["sampled_bytes"] == 7 * metrics["sampled_documents"] <= 2000
+    learned = AutoTokenizer.from_pretrained(ctx.dir / "tokenizer")
+    assert {"one", "two"} < learned.get_vocab().keys()
+    (said,) = (event["text"] for event in ctx.events if event["event"] == "say" and "sample" in event["text"])
+    assert said == "learns from 0.0 of 0.0 MB, an even sample: max_bytes is 0.0 MB"
+    assert {path.name for path in ctx.dir.iterdir()} >= {"tokenizer", "report.json", "pieces.svg"}
+    assert not [path for path in ctx.dir.rglob("*") if path.name == "texts" or path.name.startswith("tmp")]
+    assert "max_bytes" not in stage.Settings(kind="tokenizer").model_dump()
+    assert "sampled_bytes" not in stage.run(settings.model_copy(update={"max_bytes": 7000}), ctx).metrics
+
+
 def test_samples_are_bounded_and_named_by_language_file_or_folder(monkeypatch) -> None:
     monkeypatch.setattr(token_report, "GROUP_CHARACTERS", 10)
     samples = Samples()

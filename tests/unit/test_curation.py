@@ -141,6 +141,13 @@ def test_thousands_of_copies_make_few_pairs() -> None:
     assert set(found[:, 0].tolist()) == set(range(1, 5000))
 
 
+def test_pairs_come_once_in_parts_of_one_size(tmp_path: Path) -> None:
+    rows = np.array([[later, earlier] for later in range(40) for earlier in range(40) for _ in range(3)], dtype="<u8")
+    parts = list(near_duplicates._parts([rows], tmp_path, near_duplicates.Settings()))
+    assert {len(part.pairs) for part in parts[:-1]} == {near_duplicates.PAIRS_IN_PART}
+    assert [pair for part in parts for pair in part.pairs] == [(one, other) for one in range(40) for other in range(40)]
+
+
 def test_a_spool_gives_back_what_was_put_in(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     documents = [Document("", "a:1"), Document("schön\n\U0001f600", "b:2"), Document("x" * 10_000, "c:3")]
@@ -160,6 +167,7 @@ def test_buckets_sort_more_than_they_hold(tmp_path: Path, monkeypatch: pytest.Mo
     buckets, made = Buckets(tmp_path / "keys", columns=2), np.random.default_rng(0).integers(0, 2**63, (5000, 2), "u8")
     for part in np.array_split(made, 7):
         buckets.add(part, part[:, 0] >> np.uint64(56))
+        assert buckets._held_bytes < 1000
     found = np.concatenate(list(buckets.sorted()))
     assert found.tolist() == sorted(made.tolist())
     assert not (tmp_path / "keys").exists()
