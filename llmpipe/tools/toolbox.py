@@ -120,7 +120,7 @@ def opened(
         needed = search.packages() if name == "web_search" else PACKAGES.get(name, ())
         refuse_without(f"the tool {name}", needed)
     if mcp is not None:
-        refuse_without(f"{mcp}: its servers", ("mcp",))
+        refuse_without(f"the file {mcp}", ("mcp",))
     own = [makers[name]() for name in dict.fromkeys(names)]
     with servers.started(mcp) if mcp is not None else nullcontext(servers.Found()) as found:
         yield Toolbox([*own, *found.tools], notes=found.notes, most_characters=most_characters)
