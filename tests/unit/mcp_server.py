@@ -69,6 +69,7 @@ if __name__ == "__main__":
         sys.exit("\x1b[31mthe key is missing")
     if "stubborn" in sys.argv:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("\x1b[31mready", flush=True)  # noqa: T201 (real servers write what is no message, too)
     for line in sys.stdin:
         message = json.loads(line)
         if "id" in message:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import logging
 import socket
 import ssl
 import time
@@ -16,6 +17,7 @@ import pytest
 from llmpipe.errors import TalkError
 from llmpipe.tools import fetch, guard, pages
 from llmpipe.tools.fetch import fetched
+from llmpipe.tools.toolbox import opened
 from tests.unit.books import PAGE
 from tests.unit.stub_web import Web, allow, moved, page, running
 
@@ -259,11 +261,21 @@ def test_the_encoding_that_a_server_names_is_believed(web: Web) -> None:
 
 
 def test_a_page_of_links_is_read_as_it_is(web: Web) -> None:
-    web.pages["/"] = page("<title>x</title><nav><a href='/a'>One</a></nav><nav>Two</nav>")
+    web.pages["/"] = page("<nav><a href='/a'>One</a></nav><footer>Two</footer>")
     assert read(f"{web.url}/") == f"{web.url}/\n\nOne\nTwo"
     web.pages["/empty"] = page("<p> </p>")
     with pytest.raises(TalkError, match=r"^there is no text in this page$"):
         read(f"{web.url}/empty")
+
+
+def test_what_a_library_dislikes_of_a_page_is_not_written_into_the_conversation(
+    web: Web, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
+    web.pages["/"] = page("<p> </p>")
+    with opened(["read_page"], files=list) as box:
+        assert box.call(box.tools["read_page"], {"url": f"{web.url}/"}).failed
+    assert not capfd.readouterr().err
 
 
 def test_a_long_page_is_read_in_parts_and_asked_for_once(web: Web) -> None:

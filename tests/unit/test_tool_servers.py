@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -39,7 +40,10 @@ def said(box: Toolbox, name: str, **arguments: Any) -> tuple[str, bool]:
     return result.text.split("```")[1].strip("\n"), result.failed
 
 
-def test_a_server_gives_tools_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_gives_tools_and_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
     monkeypatch.setenv("SECRET_KEY", "ours")
     with served(tmp_path, "$HOME; id", env={"KEY": "given"}) as box:
         assert said(box, "echo", text="again; $(id)") == ("again; $(id)", False)
@@ -55,6 +59,7 @@ def test_a_server_gives_tools_and_answers(tmp_path: Path, monkeypatch: pytest.Mo
         text, failed = said(box, "echo", text="are you there?")
         assert failed and text.startswith("the server stub gave no answer: ")
     assert not Path(f"/proc/{seen['pid']}").exists()
+    assert not capfd.readouterr().err
 
 
 def test_what_a_server_says_of_its_tools_is_not_believed(tmp_path: Path) -> None:
