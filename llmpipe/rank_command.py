@@ -100,7 +100,7 @@ def rank(
     from llmpipe.ranking.store import Store, store_path
     from llmpipe.talk.engine import Sampling
 
-    if export is None and (least_gold is not None or form != "rankings"):
+    if export is None and (form != "rankings" or (least_gold is not None and not show)):
         raise UsageError("--as and --least-gold say what to export", hint="--export pairs.jsonl")
     names = list(dict.fromkeys(annotator or ["me"]))
     if not page and len(names) > 1:
@@ -111,7 +111,7 @@ def rank(
         if export is not None:
             shown.export(store, export, form, criteria=criteria or (), least_gold=least_gold, as_json=json_output)
         elif show:
-            shown.show(store, as_json=json_output)
+            shown.show(store, least_gold=least_gold, as_json=json_output)
         elif page:
             from llmpipe.ranking.page.start import Where, serve
 

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe import console
-from llmpipe.ranking.agreement import agreement, tried, wins
+from llmpipe.ranking.agreement import agreement, left_out, tried, wins
 from llmpipe.ranking.export import Exported, Form
 from llmpipe.ranking.export import export as write
 from llmpipe.ranking.store import Store
 
 
-def summary(store: Store) -> dict[str, Any]:
-    """Return what there is of all rounds, and of chat and page."""
+def summary(store: Store, *, least_gold: float | None = None) -> dict[str, Any]:
+    """Return what there is of all rounds, and of chat and page; agreement and wins without who saw less of the gold."""
     tasks = {task.id: task for task in store.tasks()}
     rankings, thumbs = store.rankings(), store.thumbs()
     gold = tried(tasks, rankings)
     names = sorted({one.annotator for one in rankings} | {one.annotator for one in thumbs})
     criteria = sorted({one.criterion for one in rankings})
+    if least_gold is not None:
+        careless = left_out(tasks, rankings, least_gold)
+        counted = [one for one in rankings if one.annotator not in careless]
+    else:
+        counted = rankings
     return {
         "prompts": sum(task.source == "rank" for task in tasks.values()),
         "annotators": [
@@ -37,17 +42,17 @@ def summary(store: Store) -> dict[str, Any]:
         "criteria": [
             {
                 "name": name,
-                "alpha": agreement(tasks, rankings, name),
-                "wins": wins(tasks, [one for one in rankings if one.criterion == name]),
+                "alpha": agreement(tasks, counted, name),
+                "wins": wins(tasks, [one for one in counted if one.criterion == name]),
             }
             for name in criteria
         ],
     }
 
 
-def show(store: Store, *, as_json: bool) -> None:
+def show(store: Store, *, least_gold: float | None, as_json: bool) -> None:
     """Show what there is: who ranked how much, how far they agree, how they did on gold, and whose answers won."""
-    found = summary(store)
+    found = summary(store, least_gold=least_gold)
     if as_json:
         console.as_json(found)
         return

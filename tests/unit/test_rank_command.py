@@ -59,7 +59,8 @@ def test_a_round_goes_on_through_a_pipe_is_shown_and_exported(file: Path, tmp_pa
     table = llmpipe(file, "--show").output
     assert "alpha" in table and MODELS[0] in table
     done = llmpipe(file, "--export", tmp_path / "rows.jsonl", "--as", "pairs")
-    assert done.exit_code == 0 and "1 pairs of which one is better; of no use here: 1 ties" in done.output
+    assert done.exit_code == 0, done.output
+    assert "1 pairs of which one is better; of no use here: 2 ties, 1 rankings that found all bad" in done.output
     (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert (row["annotator"], row["criterion"]) == ("me", "quality")
     told = json.loads(llmpipe(file, "--export", tmp_path / "kto.jsonl", "--as", "kto", "--json").stdout)

@@ -22,6 +22,7 @@ from llmpipe.ranking.export import export
 from llmpipe.ranking.feedback import Told, keep_comparison, keep_thumb
 from llmpipe.ranking.records import Answer, Asked, Ranking
 from llmpipe.ranking.sampling import Round, Sampler, answers, missing
+from llmpipe.ranking.shown import summary
 from llmpipe.ranking.start import Wanted, sampled
 from llmpipe.ranking.store import Store, store_of
 from llmpipe.ranking.terminal import rank_here, ranks_of
@@ -350,6 +351,8 @@ def test_pairs_and_rankings_say_the_same_to_reward_and_ties_are_no_pairs(said: S
 
 
 def test_who_fails_at_gold_is_left_out(said: Store, tmp_path: Path) -> None:
+    alphas = [summary(said, least_gold=least)["criteria"][0]["alpha"] for least in (None, 0.8)]
+    assert alphas == [1, None]  # nobody is left to agree with
     done = export(said, tmp_path / "rows.jsonl", "rankings", least_gold=0.8)
     assert done.left_out == {"bob": 0.0} and {row["annotator"] for row in rows_of(tmp_path / "rows.jsonl")} == {"ann"}
 

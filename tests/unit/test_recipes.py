@@ -24,6 +24,8 @@ STUBS = {
     "t5-cpu": ["text.txt", "pairs.jsonl"],
 }
 """Files that a recipe's first lines tell the user to fetch."""
+FOLDERS = {"human-feedback": "runs/quickstart/chat/model"}
+"""Models of a run that a recipe's first lines tell the user to do before."""
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -32,6 +34,9 @@ def test_every_recipe_is_valid(path: Path, tmp_path: Path) -> None:
     for name in STUBS.get(path.stem, []):
         (tmp_path / name).write_text("To be\n" * 10, encoding="utf-8")
         assert name in path.read_text(encoding="utf-8").partition("name:")[0]  # how to get it is said above
+    if folder := FOLDERS.get(path.stem):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
     for file in path.parent.glob("*.py"):  # reward functions
         shutil.copy(file, tmp_path)
     recipe = recipes.load(copy)
