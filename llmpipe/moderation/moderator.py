@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import get_args
 
 from llmpipe.errors import TalkError
 from llmpipe.moderation import Action, Find, Layer, LayerName, Place
@@ -21,6 +22,7 @@ from llmpipe.moderation.policy import Policy
 
 REMOVED = "[removed]"
 UNREACHABLE = "unreachable"
+PLACES: tuple[Place, ...] = get_args(Place)
 APPEAL = re.compile(r"\s*/appeal\s+(m-[0-9a-f]+)\s+(\S.*)", re.DOTALL)
 """What a person says against a decision, in a message or in the terminal."""
 HOW_TO_APPEAL = "/appeal m-0123abcd WHY, with the reference that the refusal names"
@@ -86,6 +88,12 @@ class Moderator:
 
     def __init__(self, policy: Policy, layers: Mapping[LayerName, Layer], log: Log) -> None:
         self.policy, self.layers, self.log = policy, layers, log
+        self._rules = {
+            (layer, place): [(name, rule, action) for name, rule in rules if (action := rule.action(place))]
+            for layer in layers
+            for rules in [policy.of_layer(layer).items()]
+            for place in PLACES
+        }
 
     def judge(self, text: str, place: Place) -> Verdict:
         """Put a whole text through the layers, as far as the first one that blocks.
@@ -104,8 +112,7 @@ class Moderator:
 
     def marks(self, layer: LayerName, text: str, place: Place) -> list[Mark]:
         """Return what a layer finds in a text and the policy has a rule for."""
-        rules = {name: rule for name, rule in self.policy.of_layer(layer).items() if rule.action(place)}
-        if not rules:
+        if not (rules := self._rules[layer, place]):
             return []
         try:
             found = self.layers[layer].find(text)
@@ -116,8 +123,8 @@ class Moderator:
         return [
             Mark(find, layer, name, action)
             for find in found
-            for name, rule in rules.items()
-            if find.category in rule.category and find.score >= rule.score and (action := rule.action(place))
+            for name, rule, action in rules
+            if find.category in rule.category and find.score >= rule.score
         ]
 
     def decide(self, text: str, marks: Sequence[Mark], place: Place, reference: str) -> Verdict:

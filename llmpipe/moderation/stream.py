@@ -84,6 +84,8 @@ class Stream:
 
     def passed(self, text: str, marks: Sequence[Mark]) -> str:
         """Return what may be shown of a passage, or raise Blocked."""
+        if not marks:
+            return text
         verdict = self._moderator.decide(text, marks, "output", self._reference)
         self.decisions += verdict.decisions
         if verdict.blocked:
@@ -96,9 +98,9 @@ def _filter(layer: LayerName, stream: Stream) -> _Filter:
     words = moderator.layers[layer]
     found: _Filter
     if isinstance(words, Words):
-        found = _ByWord(layer, stream, lambda held: _last_tokens(held, words.longest - 1))
+        found = _ByWord(layer, stream, lambda held: _last_tokens(held, words.longest - 1), look_chars=0)
     elif layer == "personal":
-        found = _ByWord(layer, stream, _before_signs)
+        found = _ByWord(layer, stream, _before_signs, look_chars=LOOK_CHARS)
     else:
         found = _BySentence(layer, stream) if layer == "classifier" else _Whole(layer, stream)
     return found if moderator.policy.holds_back(layer) else _Beside(found)
@@ -122,10 +124,13 @@ class _Beside:
 
 
 class _ByWord:
-    """Looks after each word; `hold` says where in what is not shown yet that begins which has to wait."""
+    """Looks after each word; `hold` says where in what is not shown yet that begins which has to wait.
 
-    def __init__(self, layer: LayerName, stream: Stream, hold: Callable[[str], int]) -> None:
-        self._layer, self._stream, self._hold = layer, stream, hold
+    `look_chars` of what was shown are looked at again: they may say what a number is.
+    """
+
+    def __init__(self, layer: LayerName, stream: Stream, hold: Callable[[str], int], *, look_chars: int) -> None:
+        self._layer, self._stream, self._hold, self._look_chars = layer, stream, hold, look_chars
         self._shown = self._held = self._rest = ""
 
     def add(self, text: str) -> Iterator[str]:
@@ -150,7 +155,7 @@ class _ByWord:
                 upto = max(before, mark.start)
         settled = [_moved(one, by=-before) for one in marks if one.end <= upto]
         passage = window[before:upto]
-        self._shown, self._held = window[:upto][-LOOK_CHARS:], window[upto:]
+        self._shown, self._held = window[max(0, upto - self._look_chars) : upto], window[upto:]
         return self._stream.passed(passage, settled) if passage else ""
 
 
@@ -162,8 +167,10 @@ def _moved(mark: Mark, *, by: int) -> Mark:
 
 def _last_tokens(held: str, count: int) -> int:
     """Return where the last words begin, which may be the first of a phrase; at the end where no phrase has several."""
+    if count == 0:
+        return len(held)
     starts = [match.start() for match in TOKEN.finditer(held)]
-    return len(held) if count == 0 else starts[-count] if len(starts) >= count else 0
+    return starts[-count] if len(starts) >= count else 0
 
 
 def _before_signs(held: str) -> int:

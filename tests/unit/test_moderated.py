@@ -40,6 +40,14 @@ class Calling(ScriptedEngine):
         yield Piece("", "tool_calls", Usage(3, 2), (call,))
 
 
+class Kept(ScriptedEngine):
+    """Keeps its answers, so that nothing but closing them ends them."""
+
+    def chat(self, *asked: Any, **more: Any) -> Iterator[Piece]:
+        self.answer = super().chat(*asked, **more)
+        return self.answer
+
+
 def told(engine: Moderated, messages: list[Message]) -> tuple[str, list[str], Piece]:
     """Return the text, the notes and the last piece of an answer."""
     pieces = list(engine.chat(messages, HOW))
@@ -131,7 +139,7 @@ def test_an_answer_that_is_blocked_at_once_is_the_refusal_alone(tmp_path: Path) 
 
 
 def test_who_closes_the_answer_stops_the_model(tmp_path: Path) -> None:
-    inner = ScriptedEngine(["One two three four five."])
+    inner = Kept(["One two three four five."])
     answer = Moderated(inner, moderator(tmp_path)).chat(HELLO, HOW)
     assert next(answer).text
     answer.close()
