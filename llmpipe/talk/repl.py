@@ -17,7 +17,7 @@ from llmpipe import console
 from llmpipe.errors import UsageError
 from llmpipe.inspection import models_of
 from llmpipe.moderation.opening import moderator as opened_moderator
-from llmpipe.talk import commands, comparing
+from llmpipe.talk import comparing
 from llmpipe.talk.attachments import Attachment
 from llmpipe.talk.engine import Engine, Finish, Sampling
 from llmpipe.talk.equipping import Tools, equipped
