@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from io import BufferedReader, RawIOBase
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -65,6 +66,8 @@ def expand(pattern: str, *, base: Path, format: str | None = None) -> list[Path]
     format `code` alone: scripts often lie beside the data that they made.
     """
     path = base / Path(pattern).expanduser()
+    if _is_everything(path):
+        raise DataError(Problem("this means all files of the machine; name a folder", shown(path)))
     if path.is_dir():
         below = [path / name for name in glob.glob("**/*", root_dir=path, recursive=True)]
         known = code.LANGUAGES if format == "code" else READERS.keys() - code.LANGUAGES
@@ -80,6 +83,14 @@ def expand(pattern: str, *, base: Path, format: str | None = None) -> list[Path]
     if not found:
         raise DataError(Problem(what if path.is_dir() else what + _near(path), shown(path)))
     return sorted(found)
+
+
+def _is_everything(path: Path) -> bool:
+    """Tell a pattern that would look below the root, where /proc has links that lead around for ever."""
+    if not path.is_dir() and "**" not in path.parts:
+        return False
+    folder = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts)).resolve()
+    return folder == Path(folder.anchor) or folder.is_relative_to("/proc")
 
 
 def shown(path: Path) -> str:

@@ -89,5 +89,7 @@ def apply(tokenizer: Tokenizer, conversation: Sequence[Any], **options: Any) -> 
     watch.enter()
     try:
         return tokenizer.apply_chat_template(conversation, **options)
+    except RecursionError:
+        raise TemplateRuntimeError("a macro of the template calls itself for ever") from None
     finally:
         watch.leave()

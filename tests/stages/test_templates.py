@@ -33,7 +33,8 @@ BREAKOUTS = [
 ]
 BOMBS = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "{% macro f(n) %}{% for a in range(9999) %}{{ f(n) if n else '' }}{% endfor %}{% endmacro %}{{ f(9) }}",
+    "{% macro f() %}{% for a in range(99999) %}{{ a }}{% endfor %}{% endmacro %}"
+    "{% for a in range(99999) %}{% set x = f() %}{% endfor %}",
 ]
 
 
@@ -60,6 +61,12 @@ def test_a_template_that_does_not_end_is_ended(template: str, tokenizer: Any, mo
     time.sleep(0.3)  # nothing comes after
     tokenizer.chat_template = "{{ messages[0].content }}"
     assert render(Conversation([{**SAID[0], "train": False}]), tokenizer, 1) == "q"
+
+
+def test_a_template_that_calls_itself(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
+    with pytest.raises(TemplateError, match="a macro of the template calls itself for ever"):
+        templates.apply(tokenizer, SAID, tokenize=False)
 
 
 def test_who_talks_is_told(tokenizer: Any, make_model: Any, monkeypatch: Any) -> None:

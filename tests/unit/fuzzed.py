@@ -91,9 +91,12 @@ def recipe_texts(draw: Any) -> str:
     pieces = _pieces(draw(st.sampled_from(written())))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(pieces) - 1))
-        match draw(st.sampled_from(["odd", "word", "text", "swap", "double", "gone", "cut"])):
+        match draw(st.sampled_from(["odd", "rest", "word", "text", "swap", "double", "gone", "cut"])):
             case "odd":
                 pieces[at] = draw(st.sampled_from(ODD))
+            case "rest":  # of a line: what a key is set to
+                ends = (end for end in range(at, len(pieces)) if pieces[end] == "\n")
+                pieces[at : next(ends, at)] = [" ", draw(st.sampled_from(ODD))]
             case "word":
                 pieces[at] = draw(st.sampled_from(WORDS))
             case "text":

@@ -15,7 +15,7 @@ from llmpipe import recipe as recipes
 from llmpipe import yaml_tree
 from llmpipe.data import Problems, rows
 from llmpipe.data.rows import read_rows
-from llmpipe.errors import LlmpipeError, RecipeError
+from llmpipe.errors import DataError, LlmpipeError, RecipeError
 from tests.unit.books import CONTAINER, PACKAGE, epub
 
 BEYOND = "is nested or repeated (by aliases) beyond any real recipe"
@@ -178,6 +178,14 @@ def test_a_bomb_is_not_unpacked_to_its_end(name: str, monkeypatch: pytest.Monkey
 def test_what_is_only_packed_well_is_read() -> None:
     Path("a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "the same"}\n' * 50_000))
     assert sum(1 for _ in read_rows([Path("a.jsonl.gz")])) == 50_000
+
+
+@pytest.mark.parametrize("pattern", ["/", "/**", "/**/*.txt", "/proc/**", "{up}/**/*.jsonl", "{up}"])
+def test_nobody_looks_through_the_whole_machine(pattern: str, here: Path) -> None:
+    """Fuzzing found a plan that did not end: /proc has links to the root."""
+    pattern = pattern.format(up="/".join([".."] * len(here.parts)))
+    with pytest.raises(DataError, match="this means all files of the machine; name a folder"):
+        rows.expand(pattern, base=here)
 
 
 SECRETS = ["hf_" + "aB3dE5gH" * 5, "sk-proj-" + "a1B2c3D4e5" * 3, "AKIA" + "ABCD1234EFGH5678"]
