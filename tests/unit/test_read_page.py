@@ -8,6 +8,7 @@ import logging
 import socket
 import ssl
 import time
+import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -159,7 +160,11 @@ def test_nothing_of_ours_is_sent_along(web: Web, monkeypatch: pytest.MonkeyPatch
 
 def test_a_small_page_does_not_unpack_to_a_large_one(web: Web) -> None:
     web.pages["/"] = page(gzip.compress(bytes(8 * 2**20)), Content_Encoding="gzip")
+    tracemalloc.start()
     assert refusal(f"{web.url}/") == "the page is larger than 2,097,152 bytes, the most that is read"
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 7 * 2**20
     web.pages["/"] = page(gzip.compress(bytes(fetch.MOST_BYTES)), Content_Encoding="gzip")
     assert len(fetched(f"{web.url}/").body) == fetch.MOST_BYTES
 
@@ -257,7 +262,8 @@ def test_the_main_text_of_a_page_is_read(web: Web) -> None:
 def test_the_encoding_that_a_server_names_is_believed(web: Web) -> None:
     body = PAGE.format(head='<meta charset="utf-8">').encode("latin-1")
     web.pages["/"] = page(body, "text/html; charset=iso-8859-1")
-    assert "springt über" in read(f"{web.url}/")
+    text = read(f"{web.url}/")
+    assert "springt über" in text and "Impressum" not in text
 
 
 def test_a_page_of_links_is_read_as_it_is(web: Web) -> None:
