@@ -99,6 +99,9 @@ def serve(
     memory: MemoryFile = None,
     no_memory: NoMemory = False,
     parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 8,
+    tools: ToolNames = None,
+    allow: Allowed = None,
+    mcp: McpFile = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print address, token and sign-in link as JSON once it serves.")
     ] = False,
@@ -106,6 +109,7 @@ def serve(
     """Serve models over OpenAI's HTTP API, and a page to talk to them in."""
     if no_memory and memory:
         raise UsageError("--no-memory keeps nothing, so no memory can be named beside it")
+    from llmpipe.talk.equipping import Tools, names_of
     from llmpipe.talk.serve.start import Wanted
     from llmpipe.talk.serve.start import serve as start
 
@@ -120,5 +124,6 @@ def serve(
         memory=memory,
         keeps=not no_memory,
         parallel=parallel,
+        tools=Tools(names_of(tools), names_of(allow), mcp=mcp),
     )
     start(wanted, as_json=json_output)

@@ -38,7 +38,7 @@ def kept(memory: Memory, conversation: int, message: int, chosen: str) -> tuple[
         if place != len(messages) - 1:
             raise TalkError("the conversation went on; only the last answers can be compared")
         path = memory.path.parent / PREFERENCES
-        prompt = [{"role": one.role, "content": one.content} for one in messages[:place]]
+        prompt = [one.message for one in messages[:place]]
         for model, text in answers.items():
             if text.strip() != answers[chosen].strip():  # the same words say nothing
                 row = preference(prompt, better=answers[chosen], worse=text)
