@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from llmpipe.errors import Problem, TalkError
+from llmpipe.tools.fence import fenced
 
 LANGUAGES = {".txt": "", ".md": "markdown", ".csv": "csv", ".json": "json"}
 """What is read, with the word after the fence."""
@@ -65,9 +65,7 @@ def with_files(text: str, attachments: Sequence[Attachment]) -> str:
     """Put files before what the user says, each in a fence that is longer than any in it."""
     blocks = []
     for file in attachments:
-        longest = max(map(len, re.findall(r"`{3,}", file.text)), default=2)
-        fence = "`" * (longest + 1)
         language = LANGUAGES[PurePath(file.name).suffix.lower()]
         name = " ".join(file.name.split())  # a line break in a name would end the line it stands on
-        blocks.append(f"{name}:\n{fence}{language}\n{file.text.rstrip()}\n{fence}")
+        blocks.append(f"{name}:\n{fenced(file.text, language)}")
     return "\n\n".join([*blocks, text] if text.strip() else blocks)

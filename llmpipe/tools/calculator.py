@@ -137,12 +137,13 @@ def _power(base: Number, exponent: Number) -> Number:
         size = max(base.numerator.bit_length(), base.denominator.bit_length()) - 1
         if size * abs(exponent.numerator) > MOST_BITS:
             raise TalkError(f"a power has more than {MOST_BITS:,} bits, the most there is room for")
-        return Fraction(base**exponent.numerator)
+        power: Fraction = base**exponent.numerator
+        return power
     if exponent == Fraction(1, 2):
         return _root(base)
     if base < 0:
         raise TalkError("a root of a negative number is no real number")
-    return float(base) ** float(exponent)
+    return math.pow(base, exponent)
 
 
 def _root(number: Number) -> Number:
@@ -183,7 +184,7 @@ def _rounded(number: Number, digits: Number = Fraction(0)) -> Number:
 
 
 def _logarithm(number: Number, base: Number | None = None) -> float:
-    return math.log(number) if base is None else math.log(number) / math.log(base)
+    return math.log(number) if base is None else math.log(number, base)
 
 
 def _written(number: Number) -> str:

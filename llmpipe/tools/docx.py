@@ -44,9 +44,11 @@ def document(data: bytes, name: str) -> Document:
 
 def _tree(data: bytes, name: str) -> ElementTree.Element:
     try:
-        with zipfile.ZipFile(BytesIO(data)) as archive, archive.open(BODY) as file:
+        with zipfile.ZipFile(BytesIO(data)) as archive, zipfile.Path(archive, BODY).open("rb") as file:
             xml = file.read(MOST_BYTES + 1)  # what an entry says of its size is not to be believed
-    except (zipfile.BadZipFile, zlib.error, KeyError, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+    except FileNotFoundError as error:
+        raise TalkError(f"{name} is no .docx: there is no {BODY} in it") from error
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError) as error:
         raise TalkError(f"{name} is no .docx that can be read: {error}") from error
     if len(xml) > MOST_BYTES:
         raise TalkError(f"{name} is larger than {MOST_BYTES:,} bytes when unpacked, the most that is read")

@@ -17,13 +17,13 @@ from llmpipe.errors import TalkError
 LONGEST = 2_000
 """The most characters of an address."""
 PORTS = {"http": 80, "https": 443}
-METADATA = {"168.63.129.16"}
-"""Addresses that are public by their number and answer inside of a cloud only: Azure's."""
+CLOSED = [ipaddress.ip_network(net) for net in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24")]
+"""Public by their number, or by ipaddress of Python 3.11, and yet not: what Azure and Oracle tell their machines, and
+the relays of 6to4."""
 UNICAST = ipaddress.ip_network("2000::/3")
 """All that is given out of IPv6 so far; IPv4 mapped into it, NAT64 and link-local addresses are outside."""
 TUNNELS = [ipaddress.ip_network(net) for net in ("2002::/16", "2001::/32")]
 """6to4 and Teredo: an IPv4 address, any, stands inside."""
-RELAYS = ipaddress.ip_network("192.88.99.0/24")
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ def is_public(machine: str) -> bool:
         address = ipaddress.ip_address(machine)
     except ValueError:
         return False
-    if machine in METADATA or not address.is_global or address.is_multicast or address.is_reserved:
+    if not address.is_global or address.is_multicast or address.is_reserved:
         return False
     if isinstance(address, ipaddress.IPv4Address):
-        return address not in RELAYS
+        return not any(address in net for net in CLOSED)
     return address in UNICAST and not any(address in tunnel for tunnel in TUNNELS)
 
 

@@ -10,7 +10,7 @@ from io import BufferedReader, BytesIO
 from typing import Any
 
 from llmpipe.data import Row
-from llmpipe.data.readers import web
+from llmpipe.data.readers import books, web
 from llmpipe.errors import LlmpipeError, TalkError
 from llmpipe.tools.fence import one_line
 from llmpipe.tools.fetch import Page, fetched
@@ -62,11 +62,13 @@ def main_text(url: str) -> tuple[str, str]:
     try:
         row = next(iter(web.page(BufferedReader(BytesIO(body)), "page")))
     except LlmpipeError as error:
-        raise TalkError(error.problems, hint=error.hint) from error
-    if not isinstance(row, Row):
-        raise TalkError(f"{one_line(url, 200)}: no main text is found")
-    title = one_line(str(row.value.get("title", "")), 200)
-    return "\n".join(filter(None, (title, heading))), str(row.value["text"])
+        raise TalkError(error.problems, hint="pip install 'llmpipe[tools]'") from error
+    if isinstance(row, Row):
+        title = one_line(str(row.value.get("title", "")), 200)
+        return "\n".join(filter(None, (title, heading))), str(row.value["text"])
+    if text := books.plain(_decoded(page)):  # a page that is nearly all links, or a few words
+        return heading, text
+    raise TalkError("there is no text in this page")
 
 
 def _decoded(page: Page) -> str:

@@ -8,7 +8,6 @@ started (a server may not change it once the user has allowed it).
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -54,9 +53,6 @@ def started(path: Path) -> Iterator[Found]:
     programs = configured(path)
     from anyio.from_thread import start_blocking_portal
 
-    # It writes lines that it cannot read to stderr, with whatever a server put into them (mcp 2.3).
-    logging.getLogger("mcp").addHandler(logging.NullHandler())
-    logging.getLogger("mcp").propagate = False
     tools: dict[str, Tool] = {}
     notes: list[str] = []
     with start_blocking_portal() as portal, ExitStack() as stack:

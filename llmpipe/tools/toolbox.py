@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -18,8 +19,11 @@ MOST_CHARACTERS = 8_000
 """The most of a result that a model is shown: some 2,000 tokens."""
 TIMEOUT_S = 30.0
 """How long a call may take, whatever the tool."""
+LOGGING = ("mcp", "pypdf", "trafilatura")
+"""They log what they dislike in a page, a file or an answer, and Python writes a log that nobody takes to stderr."""
 PACKAGES = {"read_page": ("trafilatura",)}
 """What a tool cannot do without."""
+_NOWHERE = logging.NullHandler()
 
 
 class Toolbox:
@@ -112,6 +116,8 @@ def opened(
         UsageError: there is no such tool, a package that it needs is missing, or the file of servers is wrong.
         TalkError: a server does not start.
     """
+    for library in LOGGING:
+        logging.getLogger(library).addHandler(_NOWHERE)
     makers = _made(files)
     for name in names:
         if name not in makers:
@@ -120,7 +126,7 @@ def opened(
         needed = search.packages() if name == "web_search" else PACKAGES.get(name, ())
         refuse_without(f"the tool {name}", needed)
     if mcp is not None:
-        refuse_without(f"{mcp}: its servers", ("mcp",))
+        refuse_without(f"the file {mcp}", ("mcp",))
     own = [makers[name]() for name in dict.fromkeys(names)]
     with servers.started(mcp) if mcp is not None else nullcontext(servers.Found()) as found:
         yield Toolbox([*own, *found.tools], notes=found.notes, most_characters=most_characters)
