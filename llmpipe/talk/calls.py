@@ -258,7 +258,7 @@ def _of(value: Any, body: str) -> Call:
     name = inner.get("name") if isinstance(inner, dict) else None
     if not isinstance(name, str) or not name:
         return made("", body)
-    arguments = next((inner[key] for key in ("arguments", "parameters") if inner.get(key) is not None), {})
+    arguments: Any = next((inner[key] for key in ("arguments", "parameters") if inner.get(key) is not None), {})
     return made(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
 
 

@@ -229,6 +229,6 @@ def test_a_call_is_asked_for_in_the_terminal(
     assert len(searched) == 3
     chat.type("/tools", then="allowed")
     chat.type("/tools off web_search", then="off")
-    chat.type("teal", then="I was told:")
+    chat.type("teal", then="the model says nothing")
     assert len(searched) == 3
     chat.leave()
