@@ -107,6 +107,9 @@ def serve(
     no_memory: NoMemory = False,
     parallel: Annotated[int, typer.Option(min=1, help="Answers at once; others wait.")] = 8,
     moderation: Moderation = "off",
+    tools: ToolNames = None,
+    allow: Allowed = None,
+    mcp: McpFile = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Print address, token and sign-in link as JSON once it serves.")
     ] = False,
@@ -114,6 +117,7 @@ def serve(
     """Serve models over OpenAI's HTTP API, and a page to talk to them in."""
     if no_memory and memory:
         raise UsageError("--no-memory keeps nothing, so no memory can be named beside it")
+    from llmpipe.talk.equipping import Tools, names_of
     from llmpipe.talk.serve.start import Wanted
     from llmpipe.talk.serve.start import serve as start
 
@@ -129,6 +133,7 @@ def serve(
         keeps=not no_memory,
         parallel=parallel,
         moderation=moderation,
+        tools=Tools(names_of(tools), names_of(allow), mcp=mcp),
     )
     start(wanted, as_json=json_output)
 

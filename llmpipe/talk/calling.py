@@ -68,7 +68,8 @@ def with_tools(ask: Asking, kit: Kit) -> Steps:
 
 def _said(pieces: Parts) -> Generator[Piece | Note, None, tuple[str, list[dict[str, Any]]]]:
     """Pass on what a model says; return it with its calls. An end that is none is not passed on."""
-    said, calls = "", []
+    said = ""
+    calls: list[dict[str, Any]] = []
     with closing(pieces):
         for piece in pieces:
             if isinstance(piece, Note):

@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from llmpipe.talk.engine import Message, Piece
@@ -158,6 +158,18 @@ def with_calls(pieces: Iterator[Piece], parser: Parser, form: Form, tools: Seque
             yield Piece("", finish, piece.usage, tuple(calls))
 
 
+def unread_as_text(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Give calls that could not be read back as what the model wrote: a client has no use for one without a name."""
+    with closing(pieces):  # type: ignore[type-var]
+        for piece in pieces:
+            read = tuple(call for call in piece.tool_calls if is_read(call))
+            for call in piece.tool_calls:
+                if not is_read(call):
+                    yield Piece(call["function"]["arguments"])
+            finish = "stop" if piece.finish == "tool_calls" and not read else piece.finish
+            yield replace(piece, finish=finish, tool_calls=read)
+
+
 class _Found:
     """What a parser found so far."""
 
@@ -246,7 +258,7 @@ def _of(value: Any, body: str) -> Call:
     name = inner.get("name") if isinstance(inner, dict) else None
     if not isinstance(name, str) or not name:
         return made("", body)
-    arguments = next((inner[key] for key in ("arguments", "parameters") if inner.get(key) is not None), {})
+    arguments: Any = next((inner[key] for key in ("arguments", "parameters") if inner.get(key) is not None), {})
     return made(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
 
 

@@ -24,8 +24,9 @@ from llmpipe.talk.equipping import Tools, equipped
 from llmpipe.talk.kit import Asks, nobody
 from llmpipe.talk.moderated import moderated
 from llmpipe.talk.opening import ADDRESS, opened
+from llmpipe.talk.parts import Note, Parts
 from llmpipe.talk.screen import Screen
-from llmpipe.talk.session import Note, Parts, Session
+from llmpipe.talk.session import Session
 
 if TYPE_CHECKING:
     from llmpipe.talk.memory import Memory

@@ -72,8 +72,10 @@ def test_a_chat_with_every_command(talk: Callable[..., Terminal], llmpipe: Shell
     wide.type("/help", then="/quit")
     wide.type("/system Be kind.", then="system: Be kind.")
     wide.type("/system off", then="system: none")
-    wide.type("/mode deep-search", then="deep-search is not there yet")
-    wide.type("/tools", then="there are no tools yet")
+    wide.type("/mode deep-search", then="deep-search (now)")
+    wide.type("/mode chat", then="chat (now)")
+    wide.type("/tools on calculator", then="calculator")
+    wide.type("/tools off calculator", then="calculator")
     wide.type("/rnak", then="did you mean /rank?")
     wide.type("/save chats.jsonl", then="there is no answer to save yet")
     wide.child.send("Tell me\x1b\ra story.\\\rOf a duck.")  # Alt-Enter, then a backslash and Enter
@@ -165,3 +167,71 @@ def test_a_pipe_gets_the_answer_alone(run_dir: Path, llmpipe: Shell) -> None:
     assert done.stdout.strip()
     assert done.stderr == "  runs/tiny: its last model, chat\n"
     assert not (llmpipe.folder / "home").exists()
+
+
+@pytest.fixture
+def caller() -> Iterator[tuple[str, list[Any]]]:
+    """Serve a model that searches for what it is told, and then says so; and the search, which counts its queries."""
+    searched: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/search"):
+                searched.append(self.path)
+                content: Any = {"results": [{"title": "Ducks", "url": "http://ducks.example", "content": "They swim."}]}
+            else:
+                content = {"data": [{"id": "caller", "max_model_len": 100_000}]}
+            self.reply([json.dumps(content)])
+
+        def do_POST(self) -> None:
+            last = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]
+            delta: dict[str, Any] = {"content": f"I was told: {last['content'][:60]}"}
+            if last["role"] == "user":
+                function = {"name": "web_search", "arguments": json.dumps({"query": f"\x1b[2J{last['content']}"})}
+                delta = {"tool_calls": [{"index": 0, "id": "one", "type": "function", "function": function}]}
+            reason = "tool_calls" if "tool_calls" in delta else "stop"
+            events = ({"delta": delta, "finish_reason": None}, {"delta": {}, "finish_reason": reason})
+            self.reply([f"data: {json.dumps({'choices': [{'index': 0, **event}]})}\n\n" for event in events])
+
+        def reply(self, parts: list[str]) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write("".join(parts).encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", searched
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_call_is_asked_for_in_the_terminal(
+    tmp_path: Path, caller: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, searched = caller
+    monkeypatch.setenv("LLMPIPE_SEARCH_URL", address)
+    chat = Terminal(tmp_path, f"{address}/v1#caller", "--tools", "web_search", "--no-memory", columns=100)
+    chat.wait("/help lists the commands")
+    chat.wait(PASTE_ON)
+    chat.child.send("ducks\ry\r")  # typed before the question is there: no answer to it
+    shown = chat.wait("Allow it?")
+    assert 'web_search {"query": "\\u001b[2Jducks"}' in shown
+    assert "it sends this to other computers and reads what they answer" in shown
+    chat.type("", then="I was told: The user did not allow this call.")
+    assert searched == []
+    chat.child.send("geese\r")
+    chat.wait("Allow it?")
+    chat.type("y", then="I was told: Result of web_search.")
+    chat.child.send("swans\r")
+    chat.wait("Allow it?")
+    assert len(searched) == 1
+    chat.type("a", then="I was told: Result of web_search.")
+    chat.type("more swans", then="I was told: Result of web_search.")
+    assert len(searched) == 3
+    chat.type("/tools", then="allowed")
+    chat.type("/tools off web_search", then="off")
+    chat.type("teal", then="the model says nothing")
+    assert len(searched) == 3
+    chat.leave()

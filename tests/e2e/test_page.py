@@ -15,8 +15,11 @@ import pytest
 from llmpipe.ranking.export import export
 from llmpipe.ranking.store import Store
 from llmpipe.talk.engine import Piece
+from llmpipe.talk.kit import Kit
 from llmpipe.talk.memory import Memory
-from tests.unit.scripted import ScriptedEngine
+from llmpipe.tools.tool import Tool
+from llmpipe.tools.toolbox import Toolbox
+from tests.unit.scripted import CallingEngine, ScriptedEngine, call
 from tests.unit.served import Served, served
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
@@ -250,3 +253,26 @@ def test_who_is_not_signed_in_learns_how(browser: Any) -> None:
         assert reply.status == 401
         assert page.locator("h1").inner_text() == "You are not signed in"
         page.close()
+
+
+def test_a_call_is_asked_for_on_the_page(browser: Any, memory: Memory) -> None:
+    made: list[Any] = []
+    tool = Tool("look_up", "Looks up.", {"type": "object"}, "network", lambda given: str(made.append(given)))
+    engine = CallingEngine([call("look_up", at="<b>Bern</b>"), "No.", call("look_up", at="Basel"), "It is warm."])
+    kit = Kit(Toolbox([tool]), on=["look_up"])
+    with served({"sft": engine}, memory, kit=kit) as server, opened(browser, server) as page:
+        for choice, shown in (("Refuse", "No."), ("Allow once", "It is warm.")):
+            page.get_by_label("Your question").fill("How is it?")
+            page.keyboard.press("Enter")
+            question = page.get_by_role("group", name="May look_up be called?")
+            question.wait_for()
+            page.keyboard.press("Enter")  # in the box for the question: it allows nothing
+            question.get_by_role("button", name=choice).click()
+            page.locator(".answers .words", has_text=shown).wait_for()
+        page.reload()
+        page.locator(".words", has_text="It is warm.").wait_for()
+        steps = page.locator(".steps li").all_inner_texts()
+        page.get_by_role("button", name="deep-search").click(force=True)
+        page.get_by_role("alert").filter(has_text="--tools web_search,read_page").wait_for()
+    assert steps == ['look_up {"at": "<b>Bern</b>"}: not allowed', 'look_up {"at": "Basel"}']
+    assert made == [{"at": "Basel"}]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmpipe.talk.engine import Engine
+from llmpipe.talk.kit import Kit
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.serve.app import create_app
 from llmpipe.talk.serve.connection import Server
@@ -54,10 +55,13 @@ class Served:
 
 @contextmanager
 def served(
-    engines: Mapping[str, Engine], memory: Memory | None = None, limits: Limits | None = None
+    engines: Mapping[str, Engine],
+    memory: Memory | None = None,
+    limits: Limits | None = None,
+    kit: Kit | None = None,
 ) -> Iterator[Served]:
     """Serve until the block ends."""
-    app = create_app(engines, memory=memory, limits=limits or Limits(grace_s=1), token=TOKEN)
+    app = create_app(engines, memory=memory, limits=limits or Limits(grace_s=1), token=TOKEN, kit=kit)
     server = Server(app)
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -33,7 +33,7 @@ class Calling(ScriptedEngine):
             raise ZeroDivisionError("secret of the inside")
         if tools:
             self.tools = list(tools)
-            yield Piece("", "tool_calls", Usage(3, 2), (CALL,))
+            yield Piece("", "tool_calls", Usage(3, 2), getattr(self, "broken", (CALL,)))
             return
         yield from super().chat(messages, how, tools)
 
@@ -110,6 +110,15 @@ def test_tools_are_passed_on_and_their_calls_come_back(
     chunks = list(client.chat.completions.create(model="chat", messages=HELLO, tools=[TOOL], stream=True))
     (call,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
     assert (call.index, call.function.arguments) == (0, '{"at": "duck"}')
+
+
+def test_a_call_that_cannot_be_read_is_text(client: openai.OpenAI, engines: dict[str, ScriptedEngine]) -> None:
+    engines["chat"].broken = (CALL | {"function": {"name": "", "arguments": "{oh"}},)
+    try:
+        told = client.chat.completions.create(model="chat", messages=HELLO, tools=[TOOL]).choices[0]
+    finally:
+        del engines["chat"].broken
+    assert (told.message.content, told.message.tool_calls, told.finish_reason) == ("{oh", None, "stop")
 
 
 def test_a_text_is_continued(client: openai.OpenAI) -> None:

@@ -17,8 +17,12 @@ from llmpipe.errors import TalkError
 from llmpipe.ranking.export import export
 from llmpipe.ranking.store import Store
 from llmpipe.talk.engine import Piece
+from llmpipe.talk.kit import Kit
 from llmpipe.talk.memory import Memory
-from tests.unit.scripted import ScriptedEngine
+from llmpipe.talk.serve import consent
+from llmpipe.tools.tool import Tool
+from llmpipe.tools.toolbox import Toolbox
+from tests.unit.scripted import CallingEngine, ScriptedEngine, call
 from tests.unit.served import Served, served
 
 
@@ -78,6 +82,90 @@ def test_an_answer_comes_in_pieces_and_is_kept(memory: Memory) -> None:
     assert [one["title"] for one in state["conversations"]] == ["Hi"]
     assert [one["name"] for one in state["models"]] == ["base", "sft", "ppo"]
     assert [mode["name"] for mode in state["modes"] if not mode["missing"]] == ["chat"]
+
+
+def looks(made: list[Any]) -> Kit:
+    tool = Tool(
+        "look_up", "Looks up.", {"type": "object"}, "network", lambda given: made.append(given) or "It is warm."
+    )
+    return Kit(Toolbox([tool]), on=["look_up"])
+
+
+def read_until_asked(reply: Any) -> list[dict[str, Any]]:
+    """Return the events up to the question."""
+    events = [json.loads(reply.readline())]
+    while "ask" not in events[-1]:
+        events.append(json.loads(reply.readline()))
+    return events
+
+
+LOOK = call("look_up", at="Bern")
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_call_waits_for_the_user_and_its_steps_are_kept(memory: Memory, is_kept: bool) -> None:
+    made: list[Any] = []
+    engine = CallingEngine([f"Let me see. {LOOK}", "Warm.", LOOK, "Still warm."])
+    with served({"sft": engine}, memory if is_kept else None, kit=looks(made)) as server:
+        connection = server.begin("POST", "/api/say", {"text": "How is it?", "model": "sft"})
+        reply = connection.getresponse()
+        events = read_until_asked(reply)
+        asked = events[-1]
+        assert made == [] and (asked["tool"], asked["arguments"]) == ("look_up", '{"at": "Bern"}')
+        assert server.ask("POST", "/api/consent", {"ask": "another", "answer": "once"}) == (200, {"waited": False})
+        assert server.ask("POST", "/api/consent", {"ask": asked["ask"], "answer": "maybe"})[0] == 422
+        said = {"ask": asked["ask"], "answer": "conversation"}
+        assert server.ask("POST", "/api/consent", said) == (200, {"waited": True})
+        events += [json.loads(line) for line in reply]
+        connection.close()
+        assert made == [{"at": "Bern"}]
+        assert {"model": "sft", "note": 'look_up {"at": "Bern"}'} in events
+        assert "".join(event.get("text", "") for event in events) == "Let me see.\n\nWarm."
+        assert server.ask("POST", "/api/consent", said) == (200, {"waited": False})
+        if is_kept:
+            _, opened = server.ask("GET", "/api/conversations/1")
+            answer = {"model": "sft", "text": "Let me see.\n\nWarm.", "notes": ['look_up {"at": "Bern"}']}
+            assert [turn.get("answers") for turn in opened["turns"]] == [None, [answer]]
+            assert [one.role for one in memory.messages(1)] == ["user", "assistant", "tool", "assistant"]
+            assert say(server, "And now?", conversation=1)[0] == {"sft": "Still warm."}  # allowed for the conversation
+            assert [one["role"] for one in engine.asked[2]] == ["user", "assistant", "tool", "assistant", "user"]  # type: ignore[index]
+    assert len(made) == (2 if is_kept else 1)
+
+
+def test_a_question_that_nobody_answers_is_a_no(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consent, "CONSENT_S", 0.2)
+    made: list[Any] = []
+    with served({"sft": CallingEngine([LOOK, "I may not."])}, memory, kit=looks(made)) as server:
+        said, rest = say(server)
+    assert (said, made, rest["answer"]) == ({"sft": "I may not."}, [], "no")
+
+
+def test_who_goes_away_while_it_is_asked_leaves_nothing(memory: Memory) -> None:
+    made: list[Any] = []
+    with served({"sft": CallingEngine([LOOK, "Warm."])}, memory, kit=looks(made)) as server:
+        connection = server.begin("POST", "/api/say", {"text": "How is it?", "model": "sft"})
+        reply = connection.getresponse()
+        asked = read_until_asked(reply)[-1]
+        reply.close()
+        connection.close()
+        until = time.monotonic() + 10
+        while memory.conversations() and time.monotonic() < until:
+            time.sleep(0.01)
+        while server.ask("POST", "/api/consent", {"ask": asked["ask"], "answer": "once"})[1]["waited"]:
+            time.sleep(0.05)
+    assert made == [] and memory.conversations() == []
+
+
+def test_side_by_side_there_are_no_tools_and_deep_search_needs_its_own(memory: Memory) -> None:
+    models = {"sft": CallingEngine(["Hi"]), "ppo": CallingEngine(["Hello"])}
+    with served(models, memory, kit=looks([])) as server:
+        say(server, compare=["ppo"])
+        status, refused = server.ask("POST", "/api/say", {"text": "Hi", "model": "sft", "mode": "deep-search"})
+        _, state = server.ask("GET", "/api/state")
+    assert models["sft"].offered == models["ppo"].offered == [[]]
+    missing = "llmpipe serve … --tools web_search,read_page lets it search the web"
+    assert (status, refused["error"]["message"]) == (422, missing)
+    assert state["modes"] == [{"name": "chat", "missing": None}, {"name": "deep-search", "missing": missing}]
 
 
 def test_what_only_the_page_needs_is_sent_to_no_model(memory: Memory) -> None:

@@ -1,6 +1,6 @@
 """The app: what it holds, its routes, and how failures leave it.
 
-`app.state` has `engines`, `memory`, `limits`, `signin`, `answers`, `metrics` and `begun`.
+`app.state` has `engines`, `memory`, `desk`, `limits`, `signin`, `answers`, `metrics` and `begun`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from starlette.exceptions import HTTPException
 
 from llmpipe.errors import TalkError
 from llmpipe.talk.engine import Engine
+from llmpipe.talk.kit import Kit
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.serve import openai_api, page_api
 from llmpipe.talk.serve.answers import Answers
+from llmpipe.talk.serve.consent import Desk
 from llmpipe.talk.serve.guard import LOOPBACK, Guard, Limits, Refused, Signin, cookie_name
 from llmpipe.talk.serve.metrics import Metrics
 
@@ -34,12 +36,14 @@ def create_app(
     limits: Limits,
     token: str,
     hosts: Collection[str] = LOOPBACK,
+    kit: Kit | None = None,
 ) -> FastAPI:
-    """Make the app; who starts it closes the engines and the memory."""
+    """Make the app; who starts it closes the engines, the memory and the tools of the kit, which are for the page."""
     # no pages about the API: they load scripts from other hosts
     app = FastAPI(title="llmpipe", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     state = app.state
     state.engines, state.memory, state.limits, state.begun = dict(engines), memory, limits, int(time.time())
+    state.desk = None if kit is None else Desk(kit)
     state.signin, state.metrics, state.answers = Signin(), Metrics(), Answers(limits.running)
     app.add_middleware(Guard, token=token, hosts=hosts, limits=limits, signin=state.signin, metrics=state.metrics)
     for kind in (Refused, TalkError, HTTPException, Exception):

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from llmpipe.errors import TalkError
 from llmpipe.moderation.moderator import Refusal
+from llmpipe.talk.calls import unread_as_text
 from llmpipe.talk.engine import Engine, Piece
 from llmpipe.talk.serve.asked import Asked, ChatAsked, TextAsked, read
 from llmpipe.talk.serve.guard import Refused
@@ -58,7 +59,7 @@ async def chat(request: Request) -> Response:
             raise Refused(400, str(failure), param="messages", code="invalid_value") from None
         if room < 1:
             raise _too_long(engine, taken, "messages")
-        return engine.chat(messages, asked.sampling(room), tools)
+        return unread_as_text(engine.chat(messages, asked.sampling(room), tools))
 
     return await _Reply(request, asked, engine.name, begin, "chat.completion").response()
 

@@ -10,18 +10,23 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmpipe.errors import LlmpipeError, TalkError
 from llmpipe.talk.attachments import Attachment, with_files
-from llmpipe.talk.engine import Engine, Message, Piece, Sampling
+from llmpipe.talk.calling import with_tools
+from llmpipe.talk.deep_search import deep_search
+from llmpipe.talk.engine import Engine, Message, Sampling
+from llmpipe.talk.kit import Kit
 from llmpipe.talk.memory import Memory
-from llmpipe.talk.sent import Asked, of_memory, without_oldest
+from llmpipe.talk.parts import Note, Parts, Step, Steps
+from llmpipe.talk.sent import Asked, last_turn, of_memory, without_oldest
 from llmpipe.talk.serve.answers import Answers
+from llmpipe.talk.serve.consent import Desk
 
 Event = dict[str, Any]
 log = logging.getLogger("uvicorn.error")
@@ -30,7 +35,10 @@ STOPPED_WITHIN_S = 5.0
 
 @dataclass
 class Turn:
-    """A question and its answers so far, by model; `conversation` and `id` of the question are None where unkept."""
+    """A question and its answers so far, by model; `conversation` and `id` of the question are None where unkept.
+
+    Where one model answers, it may use the tools of the `desk`.
+    """
 
     engines: Mapping[str, Engine]
     memory: Memory | None
@@ -38,10 +46,15 @@ class Turn:
     question: Message
     history: Sequence[Message] = ()
     how: Sampling = field(default_factory=Sampling)
+    mode: str = "chat"
+    desk: Desk | None = None
     id: int | None = None
     is_first: bool = False
     is_kept: bool = False
     said: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    steps: list[Message] = field(default_factory=list)
+    keeping: threading.Lock = field(default_factory=threading.Lock)
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -112,46 +125,100 @@ def _line(event: Event) -> str:
 
 async def _answer(turn: Turn, name: str, answers: Answers, events: asyncio.Queue[Event | None]) -> None:
     """Let one model answer until it ends, fails or is stopped."""
-    begun_s = time.monotonic()
+    begun_s, loop = time.monotonic(), asyncio.get_running_loop()
+
+    def tell(event: Event) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody reads any more
+            loop.call_soon_threadsafe(events.put_nowait, {"model": name, **event})
+
     try:
-        async with aclosing(answers.of(lambda: _pieces(turn, name))) as pieces:
-            async for piece in pieces:
-                if piece.text:
-                    turn.said[name] = turn.said.get(name, "") + piece.text
-                    events.put_nowait({"model": name, "text": piece.text})
-                if piece.note:
-                    events.put_nowait({"model": name, "note": piece.note})
-                if piece.finish:
-                    tokens = piece.usage.answer_tokens if piece.usage else None
+        async with aclosing(answers.of(lambda: _parts(turn, name, _kit(turn, tell)))) as parts:
+            async for part in parts:
+                if isinstance(part, Note):
+                    turn.notes.append(part.text)
+                    events.put_nowait({"model": name, "note": part.text})
+                    continue
+                if part.text:
+                    turn.said[name] = turn.said.get(name, "") + part.text
+                    events.put_nowait({"model": name, "text": part.text})
+                if part.note:
+                    events.put_nowait({"model": name, "note": part.note})
+                if part.finish:
+                    tokens = part.usage.answer_tokens if part.usage else None
                     took_s = round(time.monotonic() - begun_s, 2)
-                    events.put_nowait({"model": name, "finish": piece.finish, "tokens": tokens, "took_s": took_s})
+                    events.put_nowait({"model": name, "finish": part.finish, "tokens": tokens, "took_s": took_s})
     except Exception as error:
         events.put_nowait({"model": name, "error": told(error)})
         if not isinstance(error, LlmpipeError):
             log.exception("an answer of %s failed", name)
 
 
-def _pieces(turn: Turn, name: str) -> Iterator[Piece]:
-    """Ask a model."""
-    asked = Asked(turn.engines[name], turn.how)
-    if turn.memory is None or turn.conversation is None:
-        messages, _ = without_oldest(asked, None, [*turn.history, turn.question])
+def _kit(turn: Turn, tell: Callable[[Event], None]) -> Kit | None:
+    """Return the tools for a turn; several models side by side get none."""
+    desk = turn.desk
+    if desk is None or len(turn.engines) > 1:
+        return None
+    return desk.kit(turn.conversation, lambda wish: desk.ask(wish, tell, turn.done.is_set))
+
+
+def _parts(turn: Turn, name: str, kit: Kit | None) -> Parts:
+    """Ask a model; its steps are kept as they come."""
+    engine = turn.engines[name]
+    with closing(_steps(turn, engine, kit)) as parts:
+        for part in parts:
+            if not isinstance(part, Step):
+                yield part
+                continue
+            with turn.keeping:
+                if turn.is_kept:  # the answer was stopped while a tool was at work
+                    return
+                turn.steps += part.messages
+                if turn.memory is not None and turn.conversation is not None:
+                    turn.memory.add_all(turn.conversation, part.messages)
+
+
+def _steps(turn: Turn, engine: Engine, kit: Kit | None) -> Steps:
+    def ask(tools: Sequence[Message] = ()) -> Parts:
+        asked = Asked(engine, turn.how, tools)
+        last = [turn.question, *turn.steps]
+        if turn.memory is None or turn.conversation is None:
+            messages, _ = without_oldest(asked, None, [*turn.history, *last])
+        else:
+            messages, _ = of_memory(asked, turn.memory, turn.conversation, None, last)
+        yield from asked.answer(messages)
+
+    if turn.mode == "deep-search":
+        question = str(turn.question["content"])
+        yield from deep_search(kit, Asked(engine, turn.how), _before(turn), question)
+    elif kit is not None and kit.offered() and engine.chats:
+        yield from with_tools(ask, kit)
     else:
-        messages, _ = of_memory(asked, turn.memory, turn.conversation, None, [turn.question])
-    return asked.answer(messages)
+        yield from ask()
+
+
+def _before(turn: Turn) -> list[Message]:
+    """Return what was said before the question."""
+    if turn.memory is None or turn.conversation is None:
+        return list(turn.history)
+    said = [one.message for one in turn.memory.messages(turn.conversation)]
+    return said[: len(said) - len(last_turn(said))]
 
 
 def _keep(turn: Turn) -> Event:
     """Keep the answers as one message, with the first as its text; a question without any is taken back. Once only."""
-    if turn.is_kept:
-        return {}
-    turn.is_kept = True
+    with turn.keeping:
+        if turn.is_kept:
+            return {}
+        turn.is_kept = True
     memory, conversation = turn.memory, turn.conversation
     if memory is None or conversation is None or turn.id is None:
         return {"message": None}
     try:
-        answers = [{"model": name, "text": turn.said[name]} for name in turn.engines if turn.said.get(name)]
+        answers: list[dict[str, Any]] = [
+            {"model": name, "text": turn.said[name]} for name in turn.engines if turn.said.get(name)
+        ]
         if answers:
+            answers[0] |= {"notes": turn.notes} if turn.notes else {}
             message = {"role": "assistant", "content": answers[0]["text"]}
             return {"message": memory.add(conversation, message, page={"answers": answers})}
         if turn.is_first:

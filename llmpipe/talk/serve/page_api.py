@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
@@ -16,11 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmpipe.errors import LlmpipeError, TalkError
 from llmpipe.talk import attachments
+from llmpipe.talk.deep_search import READ, SEARCH
 from llmpipe.talk.engine import Engine
+from llmpipe.talk.kit import Answer
 from llmpipe.talk.memory import Memory
 from llmpipe.talk.moderated import Moderated
 from llmpipe.talk.records import Conversation, Stored
 from llmpipe.talk.serve import page_answer, preferred
+from llmpipe.talk.serve.consent import Desk
 from llmpipe.talk.session import MODES
 from llmpipe.talk.words import excerpt
 
@@ -52,9 +55,18 @@ class Question(BaseModel):
     text: str = ""
     model: str
     compare: list[str] = Field([], max_length=8)
+    mode: Literal["chat", "deep-search"] = "chat"
     conversation: int | None = None
     attachments: list[File] = Field([], max_length=8)
     history: list[Said] = []
+
+
+class Consent(BaseModel):
+    """What the user says to a question whether a tool may be called."""
+
+    model_config = ConfigDict(extra="forbid")
+    ask: str
+    answer: Answer
 
 
 class Title(BaseModel):
@@ -93,7 +105,7 @@ def state(request: Request) -> dict[str, Any]:
                 {"name": name, "context": engine.context, "chats": engine.chats}
                 for name, engine in _engines(request).items()
             ],
-            "modes": [{"name": name, "missing": None} for name in MODES],
+            "modes": [{"name": name, "missing": _missing(request, name)} for name in MODES],
             "memory": memory is not None,
             "moderated": any(isinstance(engine, Moderated) for engine in _engines(request).values()),
             "conversations": [_listed(one) for one in memory.conversations()] if memory else [],
@@ -161,6 +173,9 @@ def say(request: Request, question: Question) -> StreamingResponse:
         raise HTTPException(404, f"no model {unknown[0]} is served; there are {', '.join(engines)}")
     if not question.text.strip() and not question.attachments:
         raise HTTPException(422, "there is no question")
+    if question.mode != "chat" and (len(names) > 1 or _missing(request, question.mode)):
+        missing = _missing(request, question.mode)
+        raise HTTPException(422, missing or f"in the mode {question.mode} one model answers: compare none")
     with _as_http(422):
         files = [attachments.of(one.name, one.text.encode()) for one in question.attachments]
     with _as_http(409):
@@ -172,7 +187,15 @@ def say(request: Request, question: Question) -> StreamingResponse:
             files=files,
             history=[one.model_dump() for one in question.history],
         )
+    turn.mode, turn.desk = question.mode, request.app.state.desk
     return StreamingResponse(page_answer.stream(turn, request.app.state.answers), media_type="application/x-ndjson")
+
+
+@router.post("/api/consent")
+def consent(request: Request, said: Consent) -> dict[str, Any]:
+    """Let a tool be called, or not; returns whether it still waited."""
+    desk: Desk | None = request.app.state.desk
+    return {"waited": desk is not None and desk.answer(said.ask, said.answer)}
 
 
 @router.post("/api/prefer")
@@ -191,6 +214,14 @@ def thumb(request: Request, given: Thumb) -> dict[str, Any]:
     with _as_http(409):
         file = preferred.thumb(memory, given.conversation, given.message, given.model, is_good=given.good)
     return {"file": str(file)}
+
+
+def _missing(request: Request, mode: str) -> str | None:
+    """Return what a mode lacks."""
+    desk: Desk | None = request.app.state.desk
+    if mode == "chat" or (desk is not None and desk.searches):
+        return None
+    return f"llmpipe serve … --tools {SEARCH},{READ} lets it search the web"
 
 
 def _engines(request: Request) -> Mapping[str, Engine]:
@@ -223,7 +254,8 @@ def _listed(one: Conversation) -> dict[str, Any]:
 
 
 def _shown(one: Stored) -> bool:
-    return one.role in ("user", "assistant") and bool(one.content or one.page)
+    is_step = "tool_calls" in one.message
+    return one.role in ("user", "assistant") and not is_step and bool(one.content or one.page)
 
 
 def _turn(one: Stored, conversation: Conversation, thumbs: Mapping[tuple[int, str], bool]) -> dict[str, Any]:

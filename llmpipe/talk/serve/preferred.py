@@ -76,6 +76,6 @@ def _place(messages: Sequence[Stored], conversation: int, message: int) -> int:
 
 
 def _answers(messages: Sequence[Stored], place: int, model: str) -> list[feedback.Told]:
-    prompt = [{"role": one.role, "content": one.content} for one in messages[:place]]
+    prompt = [one.message for one in messages[:place]]
     shown = messages[place].page.get("answers") or [{"model": model, "text": messages[place].content}]
     return [feedback.Told(prompt, one["model"], one["text"]) for one in shown]

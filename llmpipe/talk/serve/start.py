@@ -14,16 +14,18 @@ import shlex
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpipe import console
 from llmpipe.errors import UsageError
 from llmpipe.packages import refuse_without_server
+from llmpipe.talk.equipping import Tools, equipped
 
 if TYPE_CHECKING:
     from llmpipe.talk.engine import Engine
+    from llmpipe.talk.kit import Kit
 
 TOKEN_VARIABLE = "LLMPIPE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -44,6 +46,7 @@ class Wanted:
     keeps: bool = True
     parallel: int = 8
     moderation: str = "off"
+    tools: Tools = field(default_factory=Tools)
 
 
 def serve(wanted: Wanted, *, as_json: bool) -> None:
@@ -76,7 +79,9 @@ def serve(wanted: Wanted, *, as_json: bool) -> None:
         kept = opened.enter_context(Memory(wanted.memory or default_path())) if wanted.keeps else None
         token = given or secrets.token_urlsafe(32)
         hosts = [*LOOPBACK, in_url(wanted.host), *wanted.other_hosts]
-        app = create_app(engines, memory=kept, limits=Limits(running=wanted.parallel), token=token, hosts=hosts)
+        kit = _kit(wanted.tools, engines, opened)
+        limits = Limits(running=wanted.parallel)
+        app = create_app(engines, memory=kept, limits=limits, token=token, hosts=hosts, kit=kit)
         address = f"http://{in_url(wanted.host)}:{listening.getsockname()[1]}"
         signin = f"{address}/signin?code={app.state.signin.code()}"
         told = {"address": address, "models": list(engines), "signin": signin, "moderation": wanted.moderation}
@@ -97,6 +102,16 @@ def _engines(models: Sequence[str], key_variable: str | None, opened: ExitStack)
             raise UsageError(f"{engine.name} is named twice", hint="leave one of them out")
         engines[engine.name] = engine
     return engines
+
+
+def _kit(tools: Tools, engines: Mapping[str, Engine], opened: ExitStack) -> Kit | None:
+    """Return the tools of the page; clients of the API bring their own, and run them themselves."""
+    if not tools:
+        return None
+    kit = opened.enter_context(equipped(tools, list(engines.values())))
+    for note in kit.toolbox.notes:
+        console.say(f"  {note}", style="dim")
+    return kit
 
 
 def refuse_exposed(host: str, *, expose: bool) -> None:

@@ -2,6 +2,7 @@
 
 import { events, json } from "./api.js";
 import { Files } from "./files.js";
+import { Modes } from "./modes.js";
 import { Side } from "./side.js";
 import { AnswerTurn, el, userTurn } from "./turns.js";
 
@@ -20,6 +21,7 @@ const side = new Side({
 });
 
 const files = new Files(trouble, () => (grow(), $("text").focus()));
+const modes = new Modes($("modes"), trouble);
 
 // ---- What there is ---------------------------------------------------------------------------
 
@@ -40,7 +42,7 @@ async function start() {
   choose(known.models.findLast((one) => one.chats)?.name ?? known.models.at(-1)?.name);
   $("compare").hidden = known.models.length < 2;
   files.allow(known.files);
-  $("modes").replaceChildren(...known.modes.map(mode));
+  modes.show(known.modes);
   await openNamed();
 }
 
@@ -48,16 +50,6 @@ async function start() {
 function label(name) {
   const short = (one) => one.split(/[:/#]/).filter(Boolean).at(-1) ?? one;
   return known.models.filter((one) => short(one.name) === short(name)).length > 1 ? name : short(name);
-}
-
-function mode({ name, missing }) {
-  const button = el("button", { type: "button", title: missing ?? "An answer of the model alone" }, name);
-  button.ariaPressed = String(!missing);
-  if (missing) {
-    button.ariaDisabled = "true";
-    button.addEventListener("click", () => trouble(`${name} is not there yet: ${missing}`));
-  }
-  return button;
 }
 
 function choose(name) {
@@ -135,6 +127,7 @@ function kept(turn) {
     const answer = drawn.answers.get(one.model);
     answer.text = one.text;
     answer.draw();
+    for (const note of one.notes ?? []) answer.note(note);
   }
   judged(drawn, turn.message, turn.thumbs, turn.is_last && !turn.preferred);
   if (turn.preferred) drawn.prefer(turn.preferred);
@@ -162,6 +155,7 @@ async function say() {
   const text = $("text").value.trim();
   if (answering || (!text && !files.chosen.length) || !$("model").value) return;
   const question = { text, model: $("model").value, compare: compared(), conversation, attachments: files.chosen };
+  question.mode = modes.chosen;
   if (!known.memory) question.history = said;
   const asked = userTurn({ text, files: files.chosen.map((file) => file.name) });
   const drawn = new AnswerTurn([question.model, ...question.compare], label);
@@ -229,6 +223,8 @@ function heard(event, drawn) {
   const answer = drawn.answers.get(event.model);
   if (event.text) answer.add(event.text);
   if (event.note) answer.note(event.note);
+  if (event.ask) answer.ask(event, known.memory, (said) => consent(event.ask, said));
+  if (event.asked) answer.asked(event.answer);
   if (event.error) {
     answer.fail(event.error);
     if (drawn.models.length === 1) trouble(event.error);
@@ -238,6 +234,9 @@ function heard(event, drawn) {
     answer.end(event.finish === "length" ? `${size}, cut off at the longest answer allowed` : size);
   }
 }
+
+/** Tell what the user says to a question of a tool. */
+const consent = (ask, answer) => json("POST", "/api/consent", { ask, answer }).catch(failed);
 
 function busy(isBusy) {
   $("ask").classList.toggle("busy", isBusy);

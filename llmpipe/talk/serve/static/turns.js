@@ -88,7 +88,8 @@ class Answer {
     this.words = el("div", { className: "words" });
     this.foot = el("footer", {});
     this.name = el("h2", { title: model }, label);
-    this.node = el("div", { className: "answer" }, this.name, this.words, this.foot);
+    this.steps = el("ul", { className: "steps" });
+    this.node = el("div", { className: "answer" }, this.name, this.steps, this.words, this.foot);
   }
 
   begin() {
@@ -102,6 +103,34 @@ class Answer {
     this.due ??= requestAnimationFrame(() => this.draw());
   }
 
+  /** Show a step on the way to the answer. */
+  note(text) {
+    this.steps.append(el("li", {}, text));
+  }
+
+  /** Ask whether a tool may be called; `reply` is called with what is said. Nothing is focused: no key allows it by chance. */
+  ask({ tool, arguments: given, why }, isKept, reply) {
+    this.asked();
+    const choices = [["once", "Allow once"], ...(isKept ? [["conversation", "Allow in this conversation"]] : []), ["no", "Refuse"]];
+    const buttons = choices.map(([said, label]) => {
+      const button = el("button", { type: "button", className: said === "once" ? "main" : "" }, label);
+      button.addEventListener("click", () => (this.asked(said), reply(said)));
+      return button;
+    });
+    const text = el("p", {}, el("strong", {}, tool), " ", el("code", {}, given));
+    const row = el("div", { className: "row" }, ...buttons);
+    this.question = el("div", { className: "consent" }, text, el("p", { className: "note" }, `The model wants this call: ${why}.`), row);
+    this.question.setAttribute("role", "group");
+    this.question.setAttribute("aria-label", `May ${tool} be called?`);
+    this.steps.after(this.question);
+  }
+
+  /** Take the question away. */
+  asked() {
+    this.question?.remove();
+    this.question = undefined;
+  }
+
   draw() {
     cancelAnimationFrame(this.due);
     this.due = undefined;
@@ -110,6 +139,7 @@ class Answer {
 
   end(note = "") {
     this.draw();
+    this.asked();
     this.isBusy = false;
     this.node.classList.remove("busy");
     this.node.removeAttribute("aria-busy");
