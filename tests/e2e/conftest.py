@@ -21,6 +21,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llmpipe.cli import app
+from llmpipe.stages import STAGES
+from tests.e2e import warm
 
 LLMPIPE = shutil.which("llmpipe", path=str(Path(sys.executable).parent)) or "llmpipe is not installed"
 
@@ -70,6 +72,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONDONTWRITEBYTECODE": "", **wide, **more}
 
 
+def begun(*arguments: str | Path) -> list[str]:
+    """Return how the command begins: one that may train forks its stages from a server that has torch already."""
+    trains = sys.platform == "linux" and arguments and arguments[0] in {"run", *STAGES} and "--dry-run" not in arguments
+    return warm.command(**environment()) if trains and "--in-process" not in arguments else [LLMPIPE]
+
+
 @dataclasses.dataclass
 class Shell:
     """Runs the command in a folder of its own."""
@@ -77,9 +85,10 @@ class Shell:
     folder: Path
 
     def __call__(self, *arguments: str | Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run the command to its end, and check its exit code."""
+        """Run the command to its end, and check its exit code; with options of the process, in all as a user does."""
+        command = [LLMPIPE] if {"env", "preexec_fn"} & set(options) else begun(*arguments)
         options = {"env": environment(), "cwd": self.folder, "timeout": 120, **options}
-        done = subprocess.run([LLMPIPE, *map(str, arguments)], capture_output=True, text=True, **options)
+        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, **options)
         assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -92,10 +101,10 @@ class Shell:
         assert done.exit_code == code, f"exit {done.exit_code}, not {code}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+    def start(self, *arguments: str | Path, cold: bool = False) -> subprocess.Popen[str]:
         """Start the command in a session of its own, so that signals reach it and not the tests."""
         pipe = subprocess.PIPE
-        command = [LLMPIPE, *map(str, arguments)]
+        command = [*([LLMPIPE] if cold else begun(*arguments)), *map(str, arguments)]
         return subprocess.Popen(
             command, env=environment(), cwd=self.folder, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
@@ -120,7 +129,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
     """Run the tiny recipe once; returns its run directory, not to be changed, and what the command said."""
     shell = Shell(tmp_path_factory.mktemp("finished"))
     shell.write("tiny.yaml", RECIPE)
-    done = shell("run", "tiny.yaml", "--json")
+    done = shell("run", "tiny.yaml", "--json", env=environment())
     return shell.folder / "runs" / "tiny", done
 
 
