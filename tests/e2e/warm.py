@@ -50,7 +50,8 @@ def main() -> None:
     known = forkserver._forkserver
     known._forkserver_address = address
     _, known._forkserver_alive_fd = os.pipe()  # the server's own is held by the tests
-    known.ensure_running = resource_tracker.ensure_running  # type: ignore[method-assign]
+    # as a method, and as the function that a run calls first: either would start a server of the command's own
+    known.ensure_running = forkserver.ensure_running = resource_tracker.ensure_running  # type: ignore[method-assign]
     from llmpipe.cli import app
 
     sys.exit(app())
