@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llmpipe.cli import app
+from llmpipe.stages import STAGES
+from tests.e2e import warm
 
 LLMPIPE = shutil.which("llmpipe", path=str(Path(sys.executable).parent)) or "llmpipe is not installed"
 
@@ -89,10 +92,22 @@ def slowness() -> float:
     return max(1.0, (time.monotonic() - begun) / IMPORTS_S)
 
 
+def processor_s() -> float:
+    """Return the processor's seconds of all commands that have ended; those of a busy machine are hardly more."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def environment(**more: str) -> dict[str, str]:
     """Return what the command runs in: one thread, no GPU, no colour, modules compiled only once."""
     wide = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "NO_COLOR": "1", "COLUMNS": "200"}
     return {**os.environ, "PYTHONDONTWRITEBYTECODE": "", **wide, **more}
+
+
+def begins(*arguments: str | Path) -> list[str]:
+    """Return how the command begins: one that starts workers forks them from a server that has torch already."""
+    trains = arguments[0] in {"run", *STAGES} and not {"--dry-run", "--in-process"} & {*map(str, arguments)}
+    return warm.command(environment()) if trains and warm.IS_POSSIBLE else [LLMPIPE]
 
 
 @dataclasses.dataclass
@@ -102,9 +117,11 @@ class Shell:
     folder: Path
 
     def __call__(self, *arguments: str | Path, code: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run the command to its end, and check its exit code."""
+        """Run the command to its end, and check its exit code; with options of the process, just as a user does."""
+        is_cold = bool({"env", "preexec_fn"} & options.keys()) or code == 2  # what is typed wrongly starts no worker
+        command = [LLMPIPE] if is_cold else begins(*arguments)
         options = {"env": environment(), "cwd": self.folder, "timeout": 120, **options}
-        done = subprocess.run([LLMPIPE, *map(str, arguments)], capture_output=True, text=True, **options)
+        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, **options)
         assert done.returncode == code, f"exit {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -117,10 +134,10 @@ class Shell:
         assert done.exit_code == code, f"exit {done.exit_code}, not {code}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+    def start(self, *arguments: str | Path, cold: bool = False) -> subprocess.Popen[str]:
         """Start the command in a session of its own, so that signals reach it and not the tests."""
         pipe = subprocess.PIPE
-        command = [LLMPIPE, *map(str, arguments)]
+        command = [*([LLMPIPE] if cold else begins(*arguments)), *map(str, arguments)]
         return subprocess.Popen(
             command, env=environment(), cwd=self.folder, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )

@@ -126,7 +126,7 @@ def test_ctrl_c_twice_stops_at_once_and_the_next_run_goes_on(llmpipe, run_dir, q
 
 def test_ctrl_c_at_the_terminal_before_the_first_step(llmpipe, run_dir):
     """A terminal sends it to all processes of the group; while libraries are imported there is nothing to save."""
-    process = llmpipe.start(*COMMAND)
+    process = llmpipe.start(*COMMAND, cold=True)
     wait_until(lambda: (run_dir / "base/step.json").exists())
     os.killpg(process.pid, signal.SIGINT)
     code, said = end(process)

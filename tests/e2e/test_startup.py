@@ -5,17 +5,22 @@ import time
 
 import pytest
 
-from .conftest import slowness
+from .conftest import environment, slowness
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plan", "tiny.yaml"], ["status", "runs/tiny"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["plan", "tiny.yaml"], ["status", "runs/tiny"], ["run", "tiny.yaml"]],
+    ids=" ".join,
+)
 def test_looking_takes_no_time(llmpipe, run_dir, arguments):
+    """Nor does a run of which everything is done."""
     took = []
-    for _ in range(5):
+    for _ in range(3):
         slower = slowness()
         begun = time.monotonic()
-        llmpipe(*arguments)
+        llmpipe(*arguments, env=environment())
         took.append((time.monotonic() - begun) / slower)
     assert min(took) < 1.5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 
 from .conftest import RECIPE, metrics, wait_until, weights
@@ -20,6 +21,7 @@ def test_two_processes_train_and_resume(llmpipe) -> None:
     assert manifest["metrics"]["tokens"] == 60 * 2 * 4 * 64  # both processes' rows count
     assert manifest["metrics"]["held_out_loss"] < manifest["metrics"]["held_out_loss_before"]
 
+    shutil.copytree(llmpipe.folder / "whole/tok", llmpipe.folder / "cut/tok")
     process = llmpipe.start("run", "two.yaml", "--run", "cut", "--until", "base", "--processes", "2")
     wait_until(lambda: metrics(llmpipe.folder / "cut/base"))
     os.kill(process.pid, signal.SIGINT)

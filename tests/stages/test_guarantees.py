@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -50,32 +52,28 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 11])
-def test_resumed_equals_uninterrupted_bit_for_bit(ctx, make_model, stop_at) -> None:
-    model = make_model(attention_dropout=0.1)  # dropout draws from the generator that has to be restored
-    trainer, settings = trainer_of(ctx, model)
-    whole = flow.fit(trainer, ctx, settings)
-    wanted, lines = weights(model), metrics_steps(ctx)
-
-    for _, folder in complete_checkpoints(ctx.checkpoints):
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-    (ctx.dir / "metrics.jsonl").unlink()
+def fitted(ctx, make_model, stop_at=math.inf) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Train until the end or a step, with dropout, which draws from the generator that has to be restored."""
     model = make_model(attention_dropout=0.1)
     trainer, settings = trainer_of(ctx, model)
     ctx.stop_requested = lambda: "interrupt" if trainer.state.global_step >= stop_at else None
-    with pytest.raises(StoppedError, match=f"stopped after step {stop_at}, which is saved") as stopped:
-        flow.fit(trainer, ctx, settings)
-    assert stopped.value.code == 130
+    return flow.fit(trainer, ctx, settings), weights(model)
 
-    ctx.stop_requested = lambda: None
-    model = make_model(attention_dropout=0.1)
-    trainer, settings = trainer_of(ctx, model)
-    resumed = flow.fit(trainer, ctx, settings)
-    assert resumed["steps"] == whole["steps"] == 12
-    assert same(weights(model), wanted)
-    assert metrics_steps(ctx) == lines
+
+def test_resumed_equals_uninterrupted_bit_for_bit(ctx, make_model) -> None:
+    """Stopped after the first step, in the middle, and before the last."""
+    whole, wanted = fitted(ctx, make_model)
+    lines = metrics_steps(ctx)
+    for stop_at in (1, 5, 11):
+        shutil.rmtree(ctx.checkpoints)
+        (ctx.dir / "metrics.jsonl").unlink()
+        with pytest.raises(StoppedError, match=f"stopped after step {stop_at}, which is saved") as stopped:
+            fitted(ctx, make_model, stop_at)
+        assert stopped.value.code == 130
+        resumed, found = fitted(ctx, make_model)
+        assert resumed["steps"] == whole["steps"] == 12
+        assert same(found, wanted)
+        assert metrics_steps(ctx) == lines
 
 
 def metrics_steps(ctx) -> list[int]:

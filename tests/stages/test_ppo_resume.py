@@ -113,20 +113,21 @@ def stage(make_model: Any, tokenizer: Any, tmp_path: Path) -> dict[str, Any]:
 TIMED = ("tokens_per_s", "seconds")
 
 
-@pytest.mark.parametrize(("step", "how"), [(8, "interrupt"), (10, "terminate"), (16, "interrupt")])
-def test_the_stage_goes_on_to_the_bit(stage: dict[str, Any], tmp_path: Path, step: int, how: str) -> None:
+def test_the_stage_goes_on_to_the_bit(stage: dict[str, Any], tmp_path: Path) -> None:
     """At a rollout's border, in its middle, and after the last step, with everything trained and not yet kept."""
-    whole = run_stage("rlhf-ppo", stage, context_for(tmp_path / "a"))
-    with pytest.raises(StoppedError):
-        run_stage("rlhf-ppo", stage, context_for(tmp_path / "b", stop=stop_after(step, how)))
-    resumed = run_stage("rlhf-ppo", stage, context_for(tmp_path / "b"))
-    assert same(tmp_path / "a" / "x" / "model", tmp_path / "b" / "x" / "model")
-    assert not same(tmp_path / "a" / "x" / "model", tmp_path / "m")
-    for key in whole.metrics:
-        assert key in TIMED or resumed.metrics[key] == whole.metrics[key], key
-    assert all(gate.passed for gate in resumed.gates)
-    samples = [(tmp_path / name / "x" / "samples.json").read_text() for name in "ab"]
-    assert samples[0] == samples[1]
+    whole = run_stage("rlhf-ppo", stage, context_for(tmp_path / "0"))
+    assert not same(tmp_path / "0" / "x" / "model", tmp_path / "m")
+    for step, how in ((8, "interrupt"), (10, "terminate"), (16, "interrupt")):
+        folder = tmp_path / str(step)
+        with pytest.raises(StoppedError):
+            run_stage("rlhf-ppo", stage, context_for(folder, stop=stop_after(step, how)))
+        resumed = run_stage("rlhf-ppo", stage, context_for(folder))
+        assert same(tmp_path / "0" / "x" / "model", folder / "x" / "model")
+        for key in whole.metrics:
+            assert key in TIMED or resumed.metrics[key] == whole.metrics[key], key
+        assert all(gate.passed for gate in resumed.gates)
+        samples = [(run / "x" / "samples.json").read_text() for run in (tmp_path / "0", folder)]
+        assert samples[0] == samples[1]
 
 
 def test_the_output_is_a_plain_model(stage: dict[str, Any], tmp_path: Path) -> None:

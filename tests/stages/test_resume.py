@@ -24,25 +24,26 @@ def settings(make_model: Any, tokenizer: Any, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft"])
-@pytest.mark.parametrize(("stop_at", "how", "code"), [(3, "interrupt", 130), (STEPS, "terminate", 75)])
-def test_a_stage_resumes_to_the_bit(kind, stop_at, how, code, settings, tmp_path) -> None:
+def test_a_stage_resumes_to_the_bit(kind, settings, tmp_path) -> None:
     pirates = {"builtin": "storyworld", "rows": 40, "style": "pirate", "weight": 1.5}
     settings |= {"data": [{"builtin": "storyworld", "rows": 60}, pirates]}
-    whole = run_stage(kind, settings, context_for(tmp_path / "a"))
-    with pytest.raises(StoppedError) as stopped:
-        run_stage(kind, settings, context_for(tmp_path / "b", stop=stop_after(stop_at, how)))
-    assert (str(stopped.value), stopped.value.code) == (f"stopped after step {stop_at}, which is saved", code)
-    ctx = context_for(tmp_path / "b")
-    resumed = run_stage(kind, settings, ctx)
-
-    assert {"event": "say", "text": f"resuming from step {stop_at}"} in ctx.events
-    assert same(tmp_path / "a" / "x" / "model", tmp_path / "b" / "x" / "model")
-    assert not same(tmp_path / "a" / "x" / "model", tmp_path / "m")
+    whole = run_stage(kind, settings, context_for(tmp_path / "whole"))
+    assert not same(tmp_path / "whole" / "x" / "model", tmp_path / "m")
+    lines = logged(tmp_path / "whole")
+    assert len(lines) == len(set(lines))
     shared = [key for key in whole.metrics if key not in ("tokens_per_s",)]
-    assert {key: resumed.metrics[key] for key in shared} == {key: whole.metrics[key] for key in shared}
-    lines = [logged(tmp_path / name) for name in ("a", "b")]
-    assert lines[0] == lines[1]
-    assert len(lines[0]) == len(set(lines[0]))
+    for stop_at, how, code in ((3, "interrupt", 130), (STEPS, "terminate", 75)):
+        folder = tmp_path / how
+        with pytest.raises(StoppedError) as stopped:
+            run_stage(kind, settings, context_for(folder, stop=stop_after(stop_at, how)))
+        assert (str(stopped.value), stopped.value.code) == (f"stopped after step {stop_at}, which is saved", code)
+        ctx = context_for(folder)
+        resumed = run_stage(kind, settings, ctx)
+
+        assert {"event": "say", "text": f"resuming from step {stop_at}"} in ctx.events
+        assert same(tmp_path / "whole" / "x" / "model", folder / "x" / "model")
+        assert {key: resumed.metrics[key] for key in shared} == {key: whole.metrics[key] for key in shared}
+        assert logged(folder) == lines
 
 
 def test_what_was_stopped_early_is_not_trained_on(settings, tmp_path, monkeypatch) -> None:

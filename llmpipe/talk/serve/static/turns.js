@@ -146,10 +146,6 @@ class Answer {
     if (note) this.foot.prepend(el("span", { className: "note" }, note));
   }
 
-  note(text) {
-    this.foot.append(el("span", { className: "note" }, text));
-  }
-
   fail(reason) {
     this.end();
     this.words.append(el("p", { className: "failed" }, reason));
