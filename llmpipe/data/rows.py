@@ -126,19 +126,34 @@ class _Unpacked(RawIOBase):
     """What is in a packed file, as long as it is no bomb: a few kilobytes that would fill memory or a disk."""
 
     def __init__(self, inner: Any, packed_bytes: int) -> None:
-        self.inner, self.left = inner, max(BOMB_BYTES, BOMB_RATIO * packed_bytes)
+        self.inner, self.most = inner, max(BOMB_BYTES, BOMB_RATIO * packed_bytes)
 
     def readable(self) -> bool:
         """Be a file to read."""
         return True
 
+    def seekable(self) -> bool:
+        """Be a file to move in, which parquet needs; going back unpacks anew."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place in what is unpacked."""
+        return int(self.inner.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place."""
+        return self._checked(int(self.inner.seek(offset, whence)))
+
     def readinto(self, buffer: Any) -> int:
         """Unpack as much as fits."""
         count: int = self.inner.readinto(buffer)
-        self.left -= count
-        if self.left < 0:
-            raise OSError(f"it unpacks to more than {BOMB_RATIO} times its size")
+        self._checked(self.tell())
         return count
+
+    def _checked(self, place: int) -> int:
+        if place > self.most:
+            raise OSError(f"it unpacks to more than {BOMB_RATIO} times its size")
+        return place
 
     def close(self) -> None:
         """Close the packed file, too."""

@@ -97,6 +97,6 @@ def test_a_person_at_the_page_is_refused_warned_and_heard(tmp_path: Path) -> Non
         sync_api.expect(page.get_by_text("is noted. A person will read it.")).to_be_visible()
         assert logged(tmp_path)[-1]["appeal"] == "it is <b>about</b> a furnace"
         say("Mail jo@example.org")
-        sync_api.expect(page.locator("footer .note", has_text='the rule "data" holds here')).to_be_visible()
+        sync_api.expect(page.locator(".steps li", has_text='the rule "data" holds here')).to_be_visible()
         page.screenshot(path=tmp_path / "page.png")
         browser.close()
