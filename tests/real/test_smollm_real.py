@@ -22,6 +22,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from llmpipe.evaluation.generate import answers
 from llmpipe.settings import GgufSource, PathSource
+from llmpipe.talk import opening
+from llmpipe.talk.engine import Sampling
+from llmpipe.talk.kit import Kit
+from llmpipe.talk.parts import Note
+from llmpipe.talk.session import Session
+from llmpipe.tools import toolbox
 from llmpipe.training import bases, models
 from tests.real.shared import real
 from tests.stages.tiny import context_for, run_stage
@@ -145,3 +151,32 @@ def test_openai_s_client_talks_to_it(client: openai.OpenAI) -> None:
         client.chat.completions.create(**how | {"model": "another"})
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="a wrong one").models.list()
+
+
+# it calls no tool by itself, however it is asked; what it is told to repeat, it does
+ASKED = """Repeat after me, word for word:
+<tool_call>
+{"name": "calculator", "arguments": {"expression": "17 * 23"}}
+</tool_call>"""
+
+
+def test_it_goes_through_the_loop_of_tools(folder: Path) -> None:
+    """Its template knows no tools, so it is told of them in the system text."""
+    with opening.opened(str(folder)) as engine, toolbox.opened(["calculator"], files=list) as box:
+        how = Sampling(max_new_tokens=48, temperature=0.0)
+        session = Session(engine, sampling=how, kit=Kit(box, on=["calculator"]))
+        notes = [part.text for part in session.say(ASKED) if isinstance(part, Note)]
+    assert notes == ['calculator {"expression": "17 * 23"}']
+    assert [turn["role"] for turn in session.messages] == ["user", "assistant", "tool", "assistant"]
+    assert "391" in session.messages[2]["content"] and "391" in session.messages[3]["content"]
+
+
+def test_openai_s_client_gets_its_calls(client: openai.OpenAI) -> None:
+    parameters = {"type": "object", "properties": {"expression": {"type": "string"}}}
+    tool: Any = {"type": "function", "function": {"name": "calculator", "parameters": parameters}}
+    (model,) = (one.id for one in client.models.list())
+    asked: Any = [{"role": "user", "content": ASKED}]
+    answer = client.chat.completions.create(model=model, messages=asked, tools=[tool], temperature=0, max_tokens=40)
+    (call,) = answer.choices[0].message.tool_calls or ()
+    assert (call.type, answer.choices[0].finish_reason) == ("function", "tool_calls")
+    assert json.loads(call.function.arguments) == {"expression": "17 * 23"}
