@@ -33,9 +33,18 @@ def guarded(name: str) -> Any:
 
 
 def lookup(host: Any, *arguments: Any, **options: Any) -> Any:
-    if (host.decode() if isinstance(host, bytes) else host) not in HERE:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name not in HERE and name.casefold().rstrip(".") not in HERE and not is_number(name):
         refuse(f"getaddrinfo {host}")
     return resolve(host, *arguments, **options)
+
+
+def is_number(name: str) -> bool:
+    """Tell an address, however it is written, from a name that somebody would have to be asked for."""
+    try:
+        return bool(resolve(name, None, flags=socket.AI_NUMERICHOST))
+    except OSError:
+        return ":" in name  # a broken address of IPv6, for no name has a colon
 
 
 for _name in ("connect", "connect_ex", "sendto"):
