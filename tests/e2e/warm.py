@@ -30,7 +30,7 @@ def server(environment: frozenset[tuple[str, str]]) -> forkserver.ForkServer:
 
     found = forkserver.ForkServer()
     found.set_forkserver_preload(["llmpipe.training.preload"])
-    with mock.patch.dict(os.environ, dict(environment), clear=True), launch._ctrl_c_ignored():
+    with mock.patch.dict(os.environ, dict(environment), clear=True), launch._signals_ignored():
         launch.set_environment()
         found.ensure_running()
     return found
