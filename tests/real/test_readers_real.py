@@ -78,7 +78,10 @@ def test_our_own_source_tree() -> None:
     package = Path(__file__).parents[2] / "llmpipe"
     rows = list(read_rows(expand(str(package), base=Path(), format="code")))
     named = sorted(
-        path.name for kind in ("*.py", "*.js", "*.css", "*.toml", "*.yaml") for path in package.rglob(kind) if path.stat().st_size
+        path.name
+        for kind in ("*.py", "*.js", "*.css", "*.toml", "*.yaml")
+        for path in package.rglob(kind)
+        if path.stat().st_size
     )
     assert sorted(Path(row.where.rpartition(":")[0]).name for row in rows) == named
     assert {row.value["language"] for row in rows} == {"python", "javascript", "css", "toml", "yaml"}
