@@ -21,6 +21,7 @@ from llmpipe.settings import AnySource
 from llmpipe.talk.calls import form_of, told, with_calls
 from llmpipe.talk.engine import Message, Piece, Sampling, Usage
 from llmpipe.talk.text import Written
+from llmpipe.talk.words import joined
 from llmpipe.training import models, templates
 
 
@@ -81,7 +82,7 @@ class LocalEngine:
 
     def _ids(self, messages: Sequence[Message], tools: Sequence[Message]) -> list[int]:
         if not self.chats:
-            return self._cut(_text(messages[-1].get("content")) if messages else "", special=True)
+            return self._cut(joined(messages[-1].get("content")) if messages else "", special=True)
         harmless = [self._harmless(message) for message in messages]
         if self.form.is_told:
             harmless, tools = told(harmless, tools), ()
@@ -108,7 +109,7 @@ class LocalEngine:
         """Write the special tokens in what a tool gave as words, or a web page could take the user's turn."""
         if message["role"] != "tool":
             return message
-        content = _text(message.get("content"))
+        content = joined(message.get("content"))
         for token in self.special.values():
             content = content.replace(token, f"{token[:1]} {token[1:]}")
         return message | {"content": content}
@@ -184,16 +185,9 @@ def _ends(model: PreTrainedModel, tokenizer: Tokenizer) -> set[int]:
     return {end for end in (*listed, tokenizer.eos_token_id) if end is not None}
 
 
-def _text(content: Any) -> str:
-    """Return the text of a message, which may come in parts."""
-    if isinstance(content, str) or content is None:
-        return content or ""
-    return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-
-
 def _plain(message: Message) -> dict[str, Any]:
     """Write a message as templates expect it: content is text, and a call's arguments are no longer JSON in a text."""
-    plain = message | {"content": _text(message.get("content"))}
+    plain = message | {"content": joined(message.get("content"))}
     if calls := message.get("tool_calls"):
         plain["tool_calls"] = [_call(call) for call in calls]
     return plain

@@ -20,6 +20,7 @@ from llmpipe.moderation import Place
 from llmpipe.moderation.moderator import Decision, Moderator, Refusal, Verdict, warnings
 from llmpipe.moderation.stream import Blocked, Stream
 from llmpipe.talk.engine import Engine, Message, Piece, Sampling, Usage
+from llmpipe.talk.words import joined
 
 REMEMBERED = 4096
 """Turns of conversations whose verdict is kept, by their hash."""
@@ -83,12 +84,12 @@ class Moderated:
 
     def _appeal(self, messages: Sequence[Message]) -> list[Piece]:
         said = messages[-1] if messages else {}
-        told = self.moderator.appeal(_text(said)) if said.get("role") == "user" else None
+        told = self.moderator.appeal(joined(said.get("content"))) if said.get("role") == "user" else None
         return [Piece(told), Piece("", "stop", Usage(0, 0))] if told else []
 
     def _checked(self, message: Message, decisions: list[Decision], *, is_last: bool) -> Message:
         """Return a message as the engine may see it, or refuse it."""
-        text = _text(message)
+        text = joined(message.get("content"))
         if message.get("role") == "assistant" or not text:
             return message
         place: Place = "tool" if message.get("role") == "tool" else "input"
@@ -177,11 +178,3 @@ def moderated(engine: Engine, moderator: Moderator | None) -> Engine:
 
 def _notes(decisions: Sequence[Decision]) -> Iterator[Piece]:
     return (Piece("", note=note) for note in warnings(decisions))
-
-
-def _text(message: Message) -> str:
-    """Return the text of a message, which may come in parts."""
-    content = message.get("content")
-    if isinstance(content, str) or content is None:
-        return content or ""
-    return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))

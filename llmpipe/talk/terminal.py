@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import termios
 import textwrap
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,8 +83,11 @@ def consent(wish: Wish) -> Answer:
     """Ask whether a tool may be called. What was typed before the question was shown is no answer to it."""
     console.say(f"  {wish.tool} {wish.arguments}", style="bold")
     console.say(f"  The model wants this call: {wish.why}.")
-    with suppress(termios.error, OSError):
-        termios.tcflush(sys.stdin, termios.TCIFLUSH)
+    if sys.platform != "win32":
+        import termios
+
+        with suppress(termios.error, OSError):
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)
     clear_typeahead(get_app_session().input)
     said = _ask("  Allow it? y: once, a: all of them in this conversation, Enter: no ").strip().lower()
     return "once" if said in ("y", "yes") else "conversation" if said in ("a", "all") else "no"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from itertools import pairwise
+from typing import Any
 
 from llmpipe.talk.engine import Message
 
@@ -46,6 +47,13 @@ def text_of(message: Message) -> str:
     if not isinstance(content, str):
         content = "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
     return plain(content)
+
+
+def joined(content: Any) -> str:
+    """Return the text of a message's content as a model reads it: of parts, with nothing between them."""
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
 
 
 def plain(text: str) -> str:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +13,8 @@ from llmpipe.ranking.asking import Form
 from llmpipe.ranking.page.app import create_app
 from llmpipe.ranking.records import Answer, Asked
 from llmpipe.ranking.store import Store
-from llmpipe.talk.serve.connection import Server
 from llmpipe.talk.serve.guard import Limits
+from tests.unit.served import listening
 
 MODELS = ("runs/secret:base", "runs/secret:ppo")
 
@@ -101,15 +98,5 @@ class Page:
 def page(store: Store, form: Form, **settings: Any) -> Iterator[Page]:
     """Serve the page until the block ends."""
     app = create_app(store, form, limits=Limits(grace_s=1, burst=10_000), **settings)
-    server = Server(app)
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield Page(listening.getsockname()[1], app)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
+    with listening(app) as port:
+        yield Page(port, app)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import FastAPI
+
 from llmpipe.talk.engine import Engine
 from llmpipe.talk.kit import Kit
 from llmpipe.talk.memory import Memory
@@ -62,15 +64,21 @@ def served(
 ) -> Iterator[Served]:
     """Serve until the block ends."""
     app = create_app(engines, memory=memory, limits=limits or Limits(grace_s=1), token=TOKEN, kit=kit)
+    with listening(app) as port:
+        yield Served(port, app)
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[int]:
+    """Serve an app until the block ends; gives the port."""
     server = Server(app)
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield Served(listening.getsockname()[1], app)
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield taken.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()

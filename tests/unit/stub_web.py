@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -47,7 +48,7 @@ class Web:
     """A running server; `asked` has the path and the headers of each request."""
 
     port: int
-    pages: dict[str, Answer] = field(default_factory=dict)
+    pages: Any = field(default_factory=dict)  # answers by path: a dictionary, or what has its `get`
     asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
 
     @property

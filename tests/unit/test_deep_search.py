@@ -16,7 +16,7 @@ from llmpipe.talk.quotes import Cited, quotes_of
 from llmpipe.talk.session import Note, Session
 from llmpipe.tools import toolbox
 from tests.unit.scripted import CallingEngine, ScriptedEngine, call
-from tests.unit.web_stub import Web, web
+from tests.unit.stub_search import Web, web
 
 QUESTION = "How long is the Aare river?"
 FILL = "Here is a sentence that fills the page so that it counts as one, and says nothing of use to anybody. " * 6

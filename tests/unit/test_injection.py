@@ -23,7 +23,7 @@ from llmpipe.tools import toolbox
 from llmpipe.tools.tool import Tool
 from llmpipe.tools.toolbox import Toolbox
 from tests.unit.scripted import CallingEngine, call
-from tests.unit.web_stub import Web, web
+from tests.unit.stub_search import Web, web
 
 pytest.importorskip("mcp", reason="needs pip install 'llmpipe[tools]'")
 STUB = Path(__file__).with_name("mcp_stub.py")
