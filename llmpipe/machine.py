@@ -1,9 +1,15 @@
-"""What this machine has, as far as can be told without importing torch."""
+"""What this machine has, as far as can be told without importing torch, and where a user's own things are kept."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def home() -> Path:
+    """Return the folder for what belongs to a user and to no run: `$LLMPIPE_HOME`, or `~/.llmpipe`."""
+    named = os.environ.get("LLMPIPE_HOME")
+    return Path(named).expanduser() if named else Path.home() / ".llmpipe"
 
 
 def cores() -> int:

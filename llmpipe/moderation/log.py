@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from llmpipe.errors import Problem, TalkError
+from llmpipe.machine import home
 
 LONGEST_APPEAL = 2_000
 
 
 def default_path() -> Path:
     """Return where the log is: `$LLMPIPE_HOME/moderation.jsonl`, or in `~/.llmpipe`."""
-    home = os.environ.get("LLMPIPE_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".llmpipe") / "moderation.jsonl"
+    return home() / "moderation.jsonl"
 
 
 class Log:
@@ -44,6 +44,7 @@ class Log:
     def appeal(self, reference: str, why: str) -> bool:
         """Write why a decision is said to be wrong; returns False where the log has no such decision."""
         mark = f'"reference": {json.dumps(reference)}'
+        self._append(b"")  # so that a log that was taken away in between is an empty one
         with self.path.open(encoding="utf-8") as file:
             if not any(mark in line for line in file):
                 return False

@@ -11,7 +11,6 @@ Messages and facts are found by their words (SQLite's FTS5, ranked by BM25), wha
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from llmpipe.errors import TalkError
+from llmpipe.machine import home
 from llmpipe.talk.calls import written_out
 from llmpipe.talk.engine import Message
 from llmpipe.talk.memory_file import MemoryFile
@@ -31,8 +31,7 @@ from llmpipe.talk.words import line_of, plain, query_of, text_of
 
 def default_path() -> Path:
     """Return where the memory is: `$LLMPIPE_HOME/memory.sqlite3`, or in `~/.llmpipe`."""
-    home = os.environ.get("LLMPIPE_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".llmpipe") / "memory.sqlite3"
+    return home() / "memory.sqlite3"
 
 
 class Memory:

@@ -153,6 +153,9 @@ def test_an_appeal_is_a_line_with_the_reference(tmp_path: Path) -> None:
             told.appeal(wrong)
     with pytest.raises(TalkError, match="there is no decision m-0000"):
         told.appeal("/appeal m-0000 it was fine")
+    (tmp_path / "log.jsonl").unlink()  # someone took it away
+    with pytest.raises(TalkError, match=f"there is no decision {blocked.reference}"):
+        told.appeal(f"/appeal {blocked.reference} a blast furnace")
 
 
 @pytest.mark.parametrize(
